@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server import Api
+
+TOP = Path(__file__).parent.parent
+XCHAT = TOP / "xchat.py"
+
+
+@dataclass
+class Result:
+    out: bytes
+    err: str
+    status: int
+
+
+class Run:
+    """Runs xchat as a process of its own in an environment built from scratch."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.env = {"PATH": os.defpath, "HOME": str(home), "LANG": "C.UTF-8"}
+        self.command = [sys.executable, str(XCHAT)]
+
+    def start(self, *args: str | bytes, env: dict[str, str] | None = None, **popen: Any) -> Any:
+        popen = {"stdin": subprocess.DEVNULL, "stdout": -1, "stderr": -1, **popen}
+        return subprocess.Popen(
+            [*self.command, *args], env={**self.env, **(env or {})}, cwd=self.home, **popen
+        )
+
+    def __call__(
+        self,
+        *args: str | bytes,
+        stdin: bytes | int | Any = subprocess.DEVNULL,
+        env: dict[str, str] | None = None,
+        timeout: float = 30,
+        **popen: Any,
+    ) -> Result:
+        """Run to the end. stdin is what a pipe holds, or a file for standard input."""
+        data = stdin if isinstance(stdin, bytes) else None
+        popen["stdin"] = subprocess.PIPE if isinstance(stdin, bytes) else stdin
+        process = self.start(*args, env=env, **popen)
+        try:
+            out, err = process.communicate(data, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        return Result(out, (err or b"").decode(), process.returncode)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+@pytest.fixture
+def api(run: Run) -> Iterator[Api]:
+    """The server that run() asks. At the end it must be content, and have sent all it was to."""
+    server = Api()
+    run.env["XCHAT_BASE_URL"] = server.url
+    yield server
+    server.close()
+    assert server.problems == []
+    assert server.scripts == []
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Callable[[str | bytes], str]:
+    """Write a conversation file and return its name."""
+
+    def write(content: str | bytes, name: str = "c") -> str:
+        data = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(data)
+        return name
+
+    return write

@@ -1,0 +1,261 @@
+"""The prompt: arguments, standard input, or both."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Result, Run
+from server import Api, completion, reply
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """A terminal: the end of the one who types, the end of the program."""
+    ends = pty.openpty()
+    yield ends
+    for end in ends:
+        os.close(end)
+
+
+def prompt_of(result: Result) -> str:
+    """The last message of a dry run that went well."""
+    assert (result.err, result.status) == ("", 0)
+    body = json.loads(result.out)
+    assert body["messages"][-1]["role"] == "user"
+    return str(body["messages"][-1]["content"])
+
+
+@pytest.mark.parametrize(
+    ("args", "stdin", "prompt"),
+    [
+        ([], b"standard input, to its end\n", "standard input, to its end\n"),
+        ([], b"  nothing\r\nelse \n\n is changed\t", "  nothing\r\nelse \n\n is changed\t"),
+        (["two", "words"], b"", "two words"),
+        (["two", "words"], b" \n\t\n", "two words"),
+        (["words"], b"and input\n", "words\n\nand input\n"),
+        (["-"], b"input", "input"),
+        (["before", "this", "-", "after", "it"], b"in", "before this\n\nin\n\nafter it"),
+        (["-", "after"], b"in", "in\n\nafter"),
+        (["before", "-"], b"in", "before\n\nin"),
+        (["before", "-", "after"], b"", "before\n\nafter"),
+        (["--", "-n", "--version"], b"", "-n --version"),
+        (["--", "-"], b"in", "in"),
+        (["-n", "words"], b"in", "words"),
+        (["-n", "--", "-"], b"in", "-"),
+        (["one", "-n", "two"], b"in", "one two"),
+        ([], "\ufeffmark\ufeff".encode(), "mark\ufeff"),
+        ([], "Grüße, 世界 🌍\u2028\x85\x1b[0m".encode(), "Grüße, 世界 🌍\u2028\x85\x1b[0m"),
+        (["Grüße 🌍"], b"", "Grüße 🌍"),
+    ],
+)
+def test_prompt_from_arguments_and_a_pipe(
+    run: Run, args: list[str], stdin: bytes, prompt: str
+) -> None:
+    assert prompt_of(run("--dry-run", *args, stdin=stdin)) == prompt
+
+
+def test_a_regular_file_is_read_like_a_pipe(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "in").write_bytes(b"in")
+    with (tmp_path / "in").open("rb") as file:
+        assert prompt_of(run("--dry-run", "words", stdin=file)) == "words\n\nin"
+    with (tmp_path / "in").open("rb") as file:
+        assert prompt_of(run("--dry-run", stdin=file)) == "in"
+
+
+def test_words_leave_a_terminal_alone(run: Run, terminal: tuple[int, int]) -> None:
+    assert prompt_of(run("--dry-run", "words", stdin=terminal[1])) == "words"
+
+
+def test_words_leave_a_device_alone(run: Run) -> None:
+    with open("/dev/zero", "rb") as device:
+        assert prompt_of(run("--dry-run", "words", stdin=device)) == "words"
+
+
+def test_words_leave_a_socket_alone(run: Run) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert prompt_of(run("--dry-run", "words", stdin=theirs)) == "words"
+
+
+def test_a_socket_is_read_where_there_are_no_words(run: Run) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.sendall(b"from the socket")
+        ours.shutdown(socket.SHUT_WR)
+        assert prompt_of(run("--dry-run", stdin=theirs)) == "from the socket"
+
+
+def test_no_stdin_leaves_the_rest_of_a_loops_input(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "list").write_text("one\n-n\ntwo words\n")
+    script = 'while read -r line; do "$@" --dry-run -n -- "$line"; done <list'
+    out = subprocess.run(
+        ["sh", "-c", script, "sh", *run.command], env=run.env, cwd=tmp_path, stdout=-1, check=True
+    ).stdout
+    assert [line[-20:] for line in out.splitlines()] == [
+        b'ser","content":"one"}]}'[-20:],
+        b'ser","content":"-n"}]}'[-20:],
+        b'"content":"two words"}]}'[-20:],
+    ]
+
+
+CLOSED = ["sh", "-c", 'exec "$@" <&-', "sh"]
+
+
+def test_closed_standard_input_is_empty(run: Run) -> None:
+    run.command = [*CLOSED, *run.command]
+    assert prompt_of(run("--dry-run", "words")) == "words"
+    assert prompt_of(run("--dry-run", "words", "-")) == "words"
+    assert run("--dry-run") == Result(b"", NO_PROMPT, 2)
+
+
+NO_PROMPT = "xchat: no prompt: give it as arguments or on standard input\n"
+
+
+@pytest.mark.parametrize("args", [[], [""], [" ", "\t"], ["-n"], ["-n", ""], ["-s", "system"]])
+def test_a_blank_prompt_is_not_sent(api: Api, run: Run, args: list[str]) -> None:
+    assert run(*args, stdin=b" \n") == Result(b"", NO_PROMPT, 2)
+    assert run(*args) == Result(b"", NO_PROMPT, 2)
+
+
+def test_a_blank_prompt_sends_a_conversation_that_holds_a_user_message(
+    api: Api, run: Run, file: Callable[[str], str]
+) -> None:
+    api.will(reply(completion()), reply(completion()))
+    history = "- user: Hi\n- assistant: Hello\n"
+    assert run("-f", file(history)) == Result(b"Hello\n", "", 0)
+    assert run("-f", file(history), stdin=b"\n") == Result(b"Hello\n", "", 0)
+    for request in api.requests:
+        assert [message["content"] for message in request.json["messages"]] == ["Hi", "Hello"]
+    assert run("-f", file("- assistant: Hello")).status == 2
+
+
+def test_a_terminal_is_read_with_a_hint(run: Run, terminal: tuple[int, int]) -> None:
+    keyboard, stdin = terminal
+    process = run.start("--dry-run", stdin=stdin)
+    hint = process.stderr.readline()
+    os.write(keyboard, b"typed\n\x04")
+    out, rest = process.communicate(timeout=20)
+    assert (hint, rest) == (b"xchat: reading from the terminal; end with Ctrl-D\n", b"")
+    assert b'"content":"typed\\n"' in out
+
+
+def test_quiet_leaves_the_hint_out(run: Run, terminal: tuple[int, int]) -> None:
+    os.write(terminal[0], b"typed\n\x04")
+    assert prompt_of(run("-q", "--dry-run", stdin=terminal[1])) == "typed\n"
+
+
+def test_a_terminal_is_not_read_when_a_user_message_is_last(
+    run: Run, terminal: tuple[int, int], file: Callable[[str], str]
+) -> None:
+    name = file("- system: S\n- user: The question")
+    assert prompt_of(run("--dry-run", "-f", name, stdin=terminal[1])) == "The question"
+
+
+def test_a_silent_pipe_gets_one_hint(run: Run) -> None:
+    process = run.start("--dry-run", "words", stdin=subprocess.PIPE)
+    hint = process.stderr.readline()
+    assert hint == b"xchat: waiting for standard input; -n does without it\n"
+    out, rest = process.communicate(b"late", timeout=20)
+    assert (rest, process.returncode) == (b"", 0)
+    assert b'"content":"words\\n\\nlate"' in out
+
+
+def test_a_silent_pipe_for_a_file_gets_a_hint_too(run: Run) -> None:
+    process = run.start("--dry-run", "words", "-f", "-", stdin=subprocess.PIPE)
+    assert process.stderr.readline() == b"xchat: waiting for a conversation on standard input\n"
+    _out, rest = process.communicate(b"- user: Hi", timeout=20)
+    assert (rest, process.returncode) == (b"", 0)
+
+
+def test_a_pipe_that_does_not_block_is_read_to_its_end(run: Run) -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    process = run.start("--dry-run", stdin=read, stderr=subprocess.DEVNULL)
+    os.close(read)
+    for half in (b"one ", b"two"):
+        os.write(write, half)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.3)
+    os.close(write)
+    assert b'"content":"one two"' in process.communicate(timeout=20)[0]
+
+
+ICONV = "convert it, as in: iconv -f"
+
+
+@pytest.mark.parametrize(
+    ("stdin", "message"),
+    [
+        (b"caf\xe9", f"not UTF-8 at byte 3; {ICONV} ISO-8859-1 -t UTF-8"),
+        ("é".encode("utf-16"), f"not UTF-8 at byte 0; {ICONV} UTF-16 -t UTF-8"),
+        (b"\x89PNG\r\n\x1a\n\0\0", "binary data, not text: not UTF-8 at byte 0"),
+        (b"text\0text", "binary data, not text: NUL at byte 4"),
+        (
+            b"cut off \xe2\x82",
+            f"not UTF-8 at byte 8; {ICONV} ISO-8859-1 -t UTF-8",
+        ),
+    ],
+)
+def test_input_that_is_not_utf_8(run: Run, stdin: bytes, message: str) -> None:
+    for args in (["--dry-run"], ["--dry-run", "-f", "-", "words"]):
+        result = run(*args, stdin=stdin, env={"LANG": "en_US.ISO-8859-1", "LC_ALL": "C"})
+        assert result == Result(b"", f"xchat: standard input: {message}\n", 2)
+
+
+def test_input_of_64_mib_is_sent_and_one_byte_more_is_not(run: Run, tmp_path: Path) -> None:
+    big = tmp_path / "big"
+    big.write_bytes(b"x" * (64 * MIB))
+    with big.open("rb") as file:
+        assert len(prompt_of(run("--dry-run", stdin=file))) == 64 * MIB
+    with big.open("ab") as file:
+        file.write(b"x")
+    with big.open("rb") as file:
+        result = run("--dry-run", stdin=file)
+    assert result == Result(b"", "xchat: standard input: more than 64 MiB\n", 2)
+
+
+def test_endless_input_ends_as_soon_as_the_limit_is_read(run: Run) -> None:
+    with open("/dev/zero", "rb") as device:
+        assert run("--dry-run", stdin=device).err == "xchat: standard input: more than 64 MiB\n"
+
+
+def test_standard_input_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as file:
+        result = run("--dry-run", stdin=file)
+    assert result == Result(b"", "xchat: standard input: Bad file descriptor\n", 2)
+
+
+TWICE = "'-' is given more than once, but standard input can be read only once"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["-", "and", "-"],
+            TWICE,
+        ),
+        (["-f-", "-"], TWICE),
+        (["-f-", "-f-"], TWICE),
+        (["-f-", "-n"], "-f - reads standard input and -n forbids it; drop one"),
+    ],
+)
+def test_standard_input_is_read_only_once(run: Run, args: list[str], message: str) -> None:
+    assert run("--dry-run", *args, stdin=b"- user: Hi") == Result(b"", f"xchat: {message}\n", 2)
+
+
+def test_words_are_text_in_the_locale(run: Run) -> None:
+    result = run("--dry-run", b"caf\xe9")
+    assert result.status == 2
+    assert "not text in the encoding of this locale" in result.err
+    assert run("--dry-run", "-s", b"caf\xe9", "x").status == 2
+    assert run("--dry-run", "-m", b"caf\xe9", "x").status == 2

@@ -1,0 +1,1263 @@
+#!/usr/bin/env python3
+"""One prompt in, one request to a chat-completions API, one reply out.
+
+The data passes the sections below in their order:
+
+    reading     environment -> server URL and key; files -> request fields and messages;
+                arguments and standard input -> prompt
+    asking      all of these -> one JSON body -> one POST
+    replying    response bytes -> text -> standard output
+    command     the options, and the order of the steps
+    main        the signals, and from failure to exit status
+
+Bytes become text in decode() and in read_completion(), text becomes bytes in encode_body() and
+write_text(), and nowhere else.  Messages are the API's own JSON mappings all the way: checked
+once, by check_message(), and never rebuilt.  Whatever is expected to go wrong is a Failure, whose
+class carries the exit status; anything else that is raised is a bug.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import json
+import math
+import os
+import re
+import select
+import signal
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+if TYPE_CHECKING:
+    import queue
+
+
+__version__ = "0.1.0"
+
+BASE_URL = "https://api.x.ai/v1"
+MODEL = "grok-4"
+TIMEOUT = 3600  # seconds: what the API's guide advises for reasoning models
+CONNECT_TIMEOUT = 10  # seconds, of the above
+HINT_DELAY = 2  # seconds of silence on standard input before a hint
+MIB = 1 << 20
+INPUT_LIMIT = 64 * MIB  # bytes of standard input, or of one file
+REPLY_LIMIT = 64 * MIB  # bytes of a reply, decompressed
+ERROR_LIMIT = MIB // 16  # bytes of an error's body that are looked at
+BLOCK = 1 << 16  # bytes per read
+NESTING_LIMIT = 100  # levels of a conversation file
+
+JSON = dict[str, Any]
+Warn = Callable[[str], None]
+
+
+# Failures ------------------------------------------------------------------------------------
+
+
+class Failure(click.ClickException):
+    """Expected, not a bug: one line on standard error, and the exit status of the class."""
+
+
+class BadReply(Failure):
+    """A reply came but is not whole or not usable, or it could not be written."""
+
+    exit_code = 1
+
+
+class BadInput(Failure):
+    """Options, prompt, file or key are unusable; nothing was sent."""
+
+    exit_code = 2
+
+
+class NoAnswer(Failure):
+    """No connection, or not the whole answer in time."""
+
+    exit_code = 3
+
+
+class Refused(Failure):
+    """The API refused the request; repeating it will not help."""
+
+    exit_code = 4
+
+
+class Unavailable(Failure):
+    """The API is overloaded or failing; try again later."""
+
+    exit_code = 5
+
+
+@contextlib.contextmanager
+def at(place: str) -> Iterator[None]:
+    """Put the place before the message of a failure inside, so that it reads as a path."""
+    try:
+        yield
+    except Failure as failure:
+        raise type(failure)(f"{place}: {failure.message}") from None
+
+
+# control characters, line separators, and what makes a terminal write from right to left
+UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
+
+
+def tell(message: str) -> None:
+    """Write one line to standard error; a lost message must not lose the reply."""
+    line = UNPRINTABLE.sub(" ", message).strip()
+    if len(line) > 1000:
+        line = line[:1000] + "..."
+    # not print(): what a full disk leaves in sys.stderr's buffer turns the exit status into 120
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            os.write(2, f"xchat: {line}\n".encode(errors="backslashreplace"))
+
+
+def say_nothing(message: str) -> None:
+    """Stand in for tell() under --quiet."""
+
+
+# Reading: the environment --------------------------------------------------------------------
+
+
+class Server(NamedTuple):
+    """Where the request goes. Comes from the environment alone."""
+
+    base_url: str
+    host: str  # with the port, where one is given
+    loopback: bool
+    key: str  # empty on a loopback server that needs none
+
+
+def read_server(*, warn: Warn) -> Server:
+    """Return the server and the key for it, or raise BadInput."""
+    with at("XCHAT_BASE_URL"):
+        base_url, host, loopback = parse_base_url(os.environ.get("XCHAT_BASE_URL", "").strip())
+    key = read_key(warn=warn)
+    if not key and not loopback:
+        raise BadInput(
+            "no API key: set XAI_API_KEY, or XAI_API_KEY_FILE to a file that holds it"
+            " (keys: https://console.x.ai)"
+        )
+    return Server(base_url, host, loopback, key)
+
+
+def parse_base_url(url: str) -> tuple[str, str, bool]:
+    """Return the base URL without a final slash, its host, and whether that is on loopback."""
+    from urllib.parse import urlsplit
+
+    url = (url or BASE_URL).rstrip("/")
+    if re.search(r"[^!-~]", url):
+        raise BadInput("holds a space, a control character or a letter outside ASCII")
+    try:
+        parts = urlsplit(url)
+        host, _port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise BadInput(f"not a URL: {error}") from None
+    if "@" in parts.netloc:
+        raise BadInput("holds a user or password; the key belongs in XAI_API_KEY")
+    if parts.scheme not in ("http", "https"):
+        raise BadInput(f"must begin with https://, or http:// for loopback, as in {BASE_URL}")
+    if not re.fullmatch(r"[\w.-]+|[0-9a-f:.]*:[0-9a-f:.]*", host):
+        raise BadInput("has no valid host name")
+    if "?" in url or "#" in url:
+        raise BadInput("must end with the path; leave off what follows '?' or '#'")
+    if parts.path.endswith("/chat/completions"):
+        raise BadInput("leave off /chat/completions; xchat adds it")
+    loopback = is_loopback(host)
+    if parts.scheme == "http" and not loopback:
+        raise BadInput("plain http is for loopback only; use https")
+    return url, parts.netloc, loopback
+
+
+def is_loopback(host: str) -> bool:
+    import ipaddress
+
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_key(*, warn: Warn) -> str:
+    """Return the API key from XAI_API_KEY or XAI_API_KEY_FILE, checked; "" where there is none."""
+    name = "XAI_API_KEY"
+    key = os.environ.get(name, "").strip()
+    if not key and (path := os.environ.get("XAI_API_KEY_FILE")):
+        name = "XAI_API_KEY_FILE"
+        with at(name), at(path):
+            key = read_key_file(path, warn=warn)
+    with at(name):
+        check_key(key)
+    return key
+
+
+def read_key_file(path: str, *, warn: Warn) -> str:
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            line = file.readline(BLOCK)
+    except OSError as error:
+        raise BadInput(error.strerror or str(error)) from None
+    if stat.S_ISREG(mode) and mode & 0o044:
+        warn(f"XAI_API_KEY_FILE: {path}: others can read the key; chmod 600 it")
+    return line.decode("latin-1").strip()
+
+
+def check_key(key: str) -> None:
+    """Refuse what would not pass as a header's value; the message never shows the key."""
+    if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
+        raise BadInput("the key stands in quotation marks; leave them off")
+    if key.lower().startswith("bearer "):
+        raise BadInput("the key begins with 'Bearer '; leave that off")
+    if re.search(r"[^!-~]", key):
+        raise BadInput("the key holds a space, a control character or a letter outside ASCII")
+
+
+# Reading: bytes and text ---------------------------------------------------------------------
+
+
+def read_file(path: str) -> str:
+    """Return the text of a file, or raise BadInput."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return decode(read_bytes(file))
+    except OSError as error:
+        raise BadInput(error.strerror or str(error)) from None
+
+
+def read_stdin(*, hint: str, warn: Warn) -> str:
+    """Return the text of standard input, read to its end; closed standard input is empty.
+
+    hint is what to say when it stays open and silent for HINT_DELAY seconds.
+    """
+    if sys.stdin is None:
+        return ""
+    try:
+        with open(0, "rb", buffering=0, closefd=False) as stdin:
+            if stdin.isatty():
+                warn("reading from the terminal; end with Ctrl-D")
+            elif not select.select([stdin], [], [], HINT_DELAY)[0]:
+                warn(hint)
+            return decode(read_bytes(stdin))
+    except OSError as error:
+        raise BadInput(error.strerror or str(error)) from None
+
+
+def read_bytes(file: io.FileIO) -> bytearray:
+    data = bytearray()
+    while (block := file.read(BLOCK)) != b"":
+        if block is None:  # the descriptor is non-blocking; whoever shares it may have set that
+            select.select([file], [], [])
+            continue
+        data += block
+        if len(data) > INPUT_LIMIT:
+            raise BadInput(f"more than {INPUT_LIMIT // MIB} MiB")
+    return data
+
+
+def decode(data: bytearray) -> str:
+    """Return UTF-8 as text without a leading byte-order mark; refuse anything else."""
+    nul = data.find(0)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        if nul >= 0 and not is_utf16:
+            raise BadInput(f"binary data, not text: not UTF-8 at byte {error.start}") from None
+        charset = "UTF-16" if is_utf16 else "ISO-8859-1"
+        raise BadInput(
+            f"not UTF-8 at byte {error.start}; convert it, as in: iconv -f {charset} -t UTF-8"
+        ) from None
+    if nul >= 0:
+        raise BadInput(f"binary data, not text: NUL at byte {nul}")
+    return text.removeprefix("\ufeff")
+
+
+# Reading: the prompt -------------------------------------------------------------------------
+
+
+def read_prompt(words: Sequence[str], *, no_stdin: bool, warn: Warn) -> str:
+    """Return the words, standard input, or both, set off by a blank line."""
+    if no_stdin:
+        return " ".join(words)
+    before, after = list(words), []
+    if "-" in words:
+        place = before.index("-")
+        before, after = before[:place], before[place + 1 :]
+    elif words and not stdin_is_pipe_or_file():
+        return " ".join(words)
+    with at("standard input"):
+        stdin = read_stdin(hint="waiting for standard input; -n does without it", warn=warn)
+    parts = [" ".join(before), stdin, " ".join(after)]
+    return "\n\n".join(part for part in parts if part.strip())
+
+
+def stdin_is_pipe_or_file() -> bool:
+    if sys.stdin is None:
+        return False
+    mode = os.fstat(0).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def stdin_is_terminal() -> bool:
+    return sys.stdin is not None and os.isatty(0)
+
+
+def check_stdin_uses(words: Sequence[str], files: Sequence[str], *, no_stdin: bool) -> None:
+    """Refuse to read standard input twice, or both to read it and not to."""
+    uses = [*files].count("-")
+    if uses and no_stdin:
+        raise BadInput("-f - reads standard input and -n forbids it; drop one")
+    if not no_stdin:
+        uses += [*words].count("-")
+    if uses > 1:
+        raise BadInput("'-' is given more than once, but standard input can be read only once")
+
+
+# Reading: the conversation -------------------------------------------------------------------
+
+ROLES = ("system", "user", "assistant", "tool", "function", "developer")
+
+# of ChatRequest in the API's OpenAPI document of 2026-08-22
+FIELDS = set(
+    "deferred frequency_penalty logit_bias logprobs max_completion_tokens max_tokens messages model"
+    " n parallel_tool_calls presence_penalty prompt_cache_key reasoning_effort response_format"
+    " search_parameters seed service_tier stop stream stream_options temperature tool_choice tools"
+    " top_logprobs top_p user web_search_options".split()
+)
+
+CONVERSATION = ("system", "history", "messages")
+
+
+def read_conversations(paths: Iterable[str], *, warn: Warn) -> tuple[JSON, list[JSON]]:
+    """Return the request fields and the messages of all files; a later field wins."""
+    fields: JSON = {}
+    messages: list[JSON] = []
+    for path in paths:
+        more_fields, more_messages = read_conversation(path, warn=warn)
+        fields.update(more_fields)
+        messages.extend(more_messages)
+    return fields, messages
+
+
+def read_conversation(path: str, *, warn: Warn) -> tuple[JSON, list[JSON]]:
+    """Return the request fields and the messages of one file ("-": standard input)."""
+    name = "standard input" if path == "-" else path
+    with at(name):
+        if path == "-":
+            text = read_stdin(hint="waiting for a conversation on standard input", warn=warn)
+        else:
+            text = read_file(path)
+        fields, messages = split_conversation(parse_text(text))
+    for field in fields.keys() - FIELDS:
+        warn(f"{name}: unknown request field {field!r}, sent as given{near(field, FIELDS)}")
+    return fields, messages
+
+
+def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
+    """Return the request fields and the messages of a parsed file, all checked."""
+    if isinstance(value, list):
+        return {}, check_messages(value)
+    if not isinstance(value, dict):
+        check_value(value)
+        raise BadInput(
+            f"expected a list of messages, or a mapping with 'system' and 'history';"
+            f" found {show(value)}"
+        )
+    if "role" in value:
+        return {}, check_messages([value])
+    if "history" in value and "messages" in value:
+        raise BadInput("'history' and 'messages' are the same; keep one")
+    fields = dict(value)
+    messages = []
+    if "system" in fields:
+        with at("system"):
+            messages += check_messages([{"system": fields.pop("system")}], numbered=False)
+    for name in fields.keys() & {"history", "messages"}:
+        with at(name):
+            messages += check_messages(fields.pop(name))
+    for name, field in fields.items():
+        check_field_name(name)
+        with at(name):
+            check_value(field)
+    return fields, messages
+
+
+def check_field_name(name: str) -> None:
+    """Refuse a field that would lose messages, sent under a name the API ignores."""
+    check_value(name)
+    if name in ROLES and name not in FIELDS:
+        raise BadInput(f"{name!r} is a role, not a request field; messages go under 'history'")
+    hint = "" if name in FIELDS else near(name, (*CONVERSATION, *FIELDS))
+    if any(repr(known) in hint for known in CONVERSATION):
+        raise BadInput(f"unknown key {name!r}{hint}")
+
+
+def check_messages(messages: Any, *, numbered: bool = True) -> list[JSON]:
+    if not isinstance(messages, list):
+        check_value(messages)
+        raise BadInput(f"expected a list of messages, found {show(messages)}")
+    checked = []
+    for number, message in enumerate(messages, start=1):
+        with at(f"message {number}") if numbered else contextlib.nullcontext():
+            check_value(message)
+            checked.append(check_message(message))
+    return checked
+
+
+def check_message(message: Any) -> Any:
+    """Return the message, the short form {ROLE: text} written out."""
+    if not isinstance(message, dict):
+        raise BadInput(f"expected {{role: ..., content: ...}}, found {show(message)}")
+    if len(message) == 1 and not message.keys() & {"role", "content"}:
+        ((role, content),) = message.items()
+        message = {"role": role, "content": content}
+    require("role", message)
+    role = message["role"]
+    if role not in ROLES:
+        raise BadInput(
+            f"unknown role {show(role)}{near(role, ROLES)}; the roles are {', '.join(ROLES)}"
+        )
+    if role == "assistant" and message.get("tool_calls") and message.get("content") is None:
+        return message
+    require("content", message)
+    with at("content"):
+        check_content(message["content"])
+    return message
+
+
+def check_content(content: Any) -> None:
+    if isinstance(content, list):
+        for number, part in enumerate(content, start=1):
+            with at(f"part {number}"):
+                check_part(part)
+    elif not isinstance(content, str):
+        check_text(content)
+
+
+def check_part(part: Any) -> None:
+    """Check a content part, ContentPart in the API's OpenAPI document."""
+    if not isinstance(part, dict):
+        raise BadInput(f"expected {{type: text, text: ...}}, found {show(part)}")
+    require("type", part)
+    if part["type"] == "text":
+        require("text", part)
+        with at("text"):
+            check_text(part["text"])
+    if part["type"] == "image_url":
+        require("image_url", part)
+        if not isinstance(part["image_url"], dict):
+            raise BadInput(f"image_url: expected {{url: ...}}, found {show(part['image_url'])}")
+
+
+def check_text(value: Any) -> None:
+    if value is None or isinstance(value, (dict, list)):
+        raise BadInput(f"expected text, found {show(value)}")
+    if not isinstance(value, str):
+        raise BadInput(f"{show(value)} is not text; quote it")
+
+
+def require(key: str, mapping: JSON) -> None:
+    """Refuse a mapping without the key; a misspelt one is pointed out."""
+    if key not in mapping:
+        wrong = next((other for other in mapping if near(other, [key])), None)
+        hint = f"; did you mean {key!r} by {wrong!r}?" if wrong else ""
+        raise BadInput(f"{key!r} is missing{hint}")
+
+
+def near(word: Any, known: Iterable[str]) -> str:
+    """Return "; did you mean 'that'?" where a known word is near, else an empty string."""
+    import difflib
+
+    matches = difflib.get_close_matches(str(word)[:50], [*known], n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def show(value: Any) -> str:
+    """Return what an error message calls a value that is not what was expected."""
+    if isinstance(value, (dict, list)):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    if value is None:
+        return "nothing"
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."
+
+
+class DuplicateKey(NamedTuple):
+    """Stands in a parsed file for a mapping that has a key twice."""
+
+    key: str
+
+
+def unique(pairs: list[tuple[str, Any]]) -> JSON | DuplicateKey:
+    mapping = dict(pairs)
+    if len(mapping) == len(pairs):
+        return mapping
+    seen: set[str] = set()
+    for key, _value in pairs:
+        if key in seen:
+            break
+        seen.add(key)
+    return DuplicateKey(key)
+
+
+def check_value(value: Any, depth: int = 0) -> None:
+    """Refuse what JSON or UTF-8 can't carry, wherever in the value it stands."""
+    if depth > NESTING_LIMIT:
+        raise BadInput(f"nested more than {NESTING_LIMIT} levels deep")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_value(key)
+            check_value(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            check_value(item, depth + 1)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadInput("holds half of a surrogate pair, which is no character") from None
+    elif isinstance(value, DuplicateKey):
+        raise BadInput(f"duplicate key {value.key!r}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadInput("NaN and infinity are not JSON")
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise BadInput(f"YAML reads {value} as a date; quote it")
+
+
+# Reading: JSON and YAML ----------------------------------------------------------------------
+
+SEEMS_JSON = re.compile(r'[\s\[{]*[\[{]\s*(["\]}]|\Z)')
+
+
+def parse_text(text: str) -> Any:
+    """Return the value of a text in JSON or YAML; several JSON values are a list."""
+    if not text.strip():
+        raise BadInput("empty; expected messages in JSON or YAML")
+    try:
+        return parse_json(text)
+    except RecursionError:
+        raise BadInput(f"nested more than {NESTING_LIMIT} levels deep") from None
+    except ValueError as error:
+        json_error = str(error)
+    try:
+        return parse_yaml(text)
+    except BadInput:
+        if SEEMS_JSON.match(text):
+            raise BadInput(f"not JSON: {json_error}") from None
+        raise
+
+
+# between two values; the API's guide prints a conversation with and without the comma
+GAP = re.compile(r"\s*,?\s*")
+
+
+def parse_json(text: str) -> Any:
+    """Return one JSON value, or a list of several that stand in a row; raise ValueError."""
+    decoder = json.JSONDecoder(object_pairs_hook=unique)
+    text = text.strip()
+    values = []
+    end = 0
+    while end < len(text):
+        try:
+            value, end = decoder.raw_decode(text, end)
+        except json.JSONDecodeError as error:
+            text = drop_trailing_commas(text, near=error.pos)
+            value, end = decoder.raw_decode(text, end)
+        values.append(value)
+        end = GAP.match(text, end).end()  # type: ignore[union-attr]  # it matches anywhere
+    return values[0] if len(values) == 1 else values
+
+
+def drop_trailing_commas(text: str, *, near: int) -> str:
+    """Blank every comma before a closing bracket, if there is one at the place of an error."""
+    if not re.search(r",\s*[\]}]", text[max(near - 200, 0) : near + 200]):
+        return text
+    inside = False
+
+    def blank(match: re.Match[str]) -> str:
+        nonlocal inside
+        if match[0] == '"':
+            inside = not inside
+        return " " if match[0] == "," and not inside else match[0]
+
+    return re.sub(r'\\.|"|,(?=\s*[\]}])', blank, text, flags=re.DOTALL)
+
+
+def parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text, or raise BadInput."""
+    import yaml
+
+    # libyaml compares each %TAG with all before it: 64 MiB of them would take hours
+    if tag := re.search(r"^%TAG", text, re.MULTILINE):
+        raise BadInput(f"line {line_of(text, tag.start())}: YAML tags are not accepted")
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        return YamlReader(loader).read_document()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise BadInput(f"not YAML: {place}{error.problem}") from None
+    except yaml.reader.ReaderError as error:
+        raise BadInput(f"not YAML: {error.reason} (character {error.position})") from None
+
+
+def line_of(text: str, position: int) -> int:
+    return text.count("\n", 0, position) + 1
+
+
+class YamlReader:
+    """Builds a value from the events of libyaml's parser, and stops at the first that is hostile.
+
+    PyYAML's own composer crashes on deep nesting, lets aliases and merge keys grow without bound
+    and keeps the last of duplicate keys.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self.anchors: dict[str, tuple[Any, int]] = {}  # each with its size
+        self.repeated = 0  # size of what aliases stand for
+
+    def read_document(self) -> Any:
+        import yaml
+
+        self.loader.get_event()  # the start of the stream
+        if not self.loader.check_event(yaml.DocumentStartEvent):
+            raise BadInput("empty; expected messages in JSON or YAML")
+        self.loader.get_event()
+        value, _size = self.read_node(0)
+        self.loader.get_event()
+        event = self.loader.get_event()
+        if not isinstance(event, yaml.StreamEndEvent):
+            raise self.error(event, "a second YAML document; a file holds one conversation")
+        return value
+
+    def read_node(self, depth: int) -> tuple[Any, int]:
+        """Return the next value and its size: its text, and 64 for each node."""
+        import yaml
+
+        event = self.loader.get_event()
+        if isinstance(event, yaml.AliasEvent):
+            return self.read_alias(event)
+        if depth > NESTING_LIMIT:
+            raise self.error(event, f"nested more than {NESTING_LIMIT} levels deep")
+        value: Any
+        if isinstance(event, yaml.ScalarEvent):
+            value, size = self.read_scalar(event), 64 + len(event.value)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            value, size = self.read_sequence(event, depth)
+        else:
+            value, size = self.read_mapping(event, depth)
+        if event.anchor:
+            self.anchors[event.anchor] = value, size
+        return value, size
+
+    def read_alias(self, event: Any) -> tuple[Any, int]:
+        if event.anchor not in self.anchors:
+            raise self.error(event, f"the alias *{event.anchor} stands for nothing above it")
+        value, size = self.anchors[event.anchor]
+        self.repeated += size
+        if self.repeated > INPUT_LIMIT:
+            raise self.error(event, f"aliases stand for more than {INPUT_LIMIT // MIB} MiB")
+        return value, size
+
+    def read_sequence(self, start: Any, depth: int) -> tuple[list[Any], int]:
+        import yaml
+
+        self.check_tag(start, "seq")
+        values, size = [], 64
+        while not self.loader.check_event(yaml.SequenceEndEvent):
+            value, more = self.read_node(depth + 1)
+            values.append(value)
+            size += more
+        self.loader.get_event()
+        return values, size
+
+    def read_mapping(self, start: Any, depth: int) -> tuple[JSON | DuplicateKey, int]:
+        import yaml
+
+        self.check_tag(start, "map")
+        pairs, size = [], 64
+        while not self.loader.check_event(yaml.MappingEndEvent):
+            event = self.loader.peek_event()
+            key, _size = self.read_node(depth + 1)
+            if not isinstance(key, str):
+                raise self.error(event, f"the key {show(key)} is not text; quote it")
+            if key == "<<":
+                raise self.error(event, "merge keys (<<) are not accepted; write the keys out")
+            value, more = self.read_node(depth + 1)
+            pairs.append((key, value))
+            size += 64 + len(key) + more
+        self.loader.get_event()
+        return unique(pairs), size
+
+    def read_scalar(self, event: Any) -> Any:
+        """Return text, or what YAML 1.1 reads plain text as: a number, a boolean, null, a date."""
+        import yaml
+
+        if event.tag not in (None, "!"):
+            self.check_tag(event, "str", "int", "float", "bool", "null")
+            tag = event.tag
+        elif event.implicit[0]:
+            tag = self.loader.resolve(yaml.ScalarNode, event.value, (True, False))
+        else:
+            tag = YAML_TAG + "str"
+        if tag in (YAML_TAG + "str", YAML_TAG + "value", YAML_TAG + "merge"):
+            return event.value
+        if len(event.value) > 100:  # a long 1:1:1... takes hours
+            raise self.error(event, "a number of more than 100 digits")
+        try:
+            return self.loader.construct_object(yaml.ScalarNode(tag, event.value))
+        except (ValueError, KeyError):
+            raise self.error(
+                event, f"{event.value!r} is no valid {tag.rpartition(':')[2]}"
+            ) from None
+
+    def check_tag(self, event: Any, *names: str) -> None:
+        if event.tag not in (None, "!") and event.tag not in {YAML_TAG + name for name in names}:
+            raise self.error(event, f"the YAML tag {event.tag} is not accepted; leave it off")
+
+    def error(self, event: Any, message: str) -> BadInput:
+        return BadInput(f"line {event.start_mark.line + 1}: {message}")
+
+
+YAML_TAG = "tag:yaml.org,2002:"
+
+
+# Asking --------------------------------------------------------------------------------------
+
+
+def build_body(
+    *, systems: Sequence[str], fields: JSON, messages: list[JSON], prompt: str, options: JSON
+) -> JSON:
+    """Return the body of the request: https://docs.x.ai/docs/api-reference#chat-completions."""
+    if fields.get("stream"):
+        raise BadInput("'stream: true' is not supported yet")
+    messages = [{"role": "system", "content": text} for text in systems] + messages
+    if prompt.strip():
+        messages.append({"role": "user", "content": prompt})
+    elif not any(message["role"] == "user" for message in messages):
+        raise BadInput("no prompt: give it as arguments or on standard input")
+    model = os.environ.get("XCHAT_MODEL") or MODEL
+    body: JSON = {"model": model, "messages": messages, **fields}
+    body.update((name, value) for name, value in options.items() if value is not None)
+    return body
+
+
+def encode_body(body: JSON) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+class Body(io.BytesIO):
+    """The bytes to post; the first read tells that the connection stands, TLS included."""
+
+    def __init__(self, data: bytes, on_connected: Callable[[], None]) -> None:
+        super().__init__(data)
+        self.on_connected = on_connected
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.tell() == 0:
+            self.on_connected()
+        return super().read(size)
+
+
+class Answer(NamedTuple):
+    """What the server answered."""
+
+    status: int
+    reason: str
+    request_id: str
+    body: bytes
+    cut: str  # why the body is not whole; empty when it is
+
+
+def ask(server: Server, body: bytes, *, timeout: float) -> Iterator[str]:
+    """Post the body once and yield the text of the reply; raise a Failure when it is not whole.
+
+    timeout is in seconds, from the first look-up of the host to the last byte of the answer.
+    """
+    request_id = ""
+    try:
+        answer = fetch(server, body, timeout=timeout)
+        request_id = f" (request id {answer.request_id})" if answer.request_id else ""
+        yield from read_completion(answer)
+    except Failure as failure:
+        message = f"{server.host}: {failure.message}{request_id}"
+        if server.key:  # servers echo it
+            message = message.replace(server.key, "[the key]")
+        raise type(failure)(message) from None
+
+
+def fetch(server: Server, body: bytes, *, timeout: float) -> Answer:
+    """Post the body and return the answer with all of its body that is of use."""
+    import queue
+    import threading
+
+    from requests.exceptions import InvalidSchema, ProxyError
+    from urllib3.exceptions import HTTPError
+
+    start = time.monotonic()
+    deadline = start + timeout
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    exchange = prepare_exchange(server, body, on_event=events.put)
+    threading.Thread(target=exchange, daemon=True).start()
+    try:
+        limit = min(CONNECT_TIMEOUT, timeout)
+        next_event(events, start + limit, late=f"no connection within {limit:g} s")
+        late = f"no answer within {timeout:g} s; --timeout gives it more"
+        response = next_event(events, deadline, late=late)
+    except (ProxyError, InvalidSchema) as error:
+        raise NoAnswer(f"the proxy failed: {explain(error)}") from None
+    except (OSError, ValueError, HTTPError) as error:
+        raise NoAnswer(explain(error)) from None
+    return Answer(
+        response.status_code,
+        response.reason or "",
+        response.headers.get("x-request-id", ""),
+        *read_body(events, deadline, is_error=response.status_code >= 300, late=late),
+    )
+
+
+def prepare_exchange(
+    server: Server, body: bytes, *, on_event: Callable[[Any], None]
+) -> Callable[[], None]:
+    """Return the function that does the exchange, for a thread of its own.
+
+    It hands over, one after the other: None as soon as the connection stands, the response, the
+    blocks of its body as they arrive, b"" at its end; or instead of any of them an exception.
+    In a thread, as the deadline holds whatever blocks: a look-up, a header that drips, a block
+    that does not decompress to a single byte.
+    """
+    import requests
+    from requests.adapters import HTTPAdapter
+    from requests.utils import get_environ_proxies
+
+    url = f"{server.base_url}/chat/completions"
+    verify = trust_store()
+    proxies = {} if server.loopback else get_environ_proxies(url)
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "User-Agent": f"xchat/{__version__}",
+    }
+    if server.key:
+        headers["Authorization"] = f"Bearer {server.key}"
+
+    def exchange() -> None:
+        try:
+            data = Body(body, on_connected=lambda: on_event(None))
+            request = requests.Request("POST", url, headers=headers, data=data).prepare()
+            # the adapter, not a session: no netrc, no redirects, no cookies
+            response = HTTPAdapter().send(
+                request,
+                stream=True,
+                timeout=(CONNECT_TIMEOUT / 2, None),  # for each address of the host
+                verify=verify,
+                proxies=proxies,
+            )
+            on_event(response)
+            block = None
+            while block != b"":
+                block = response.raw.read1(BLOCK, decode_content=True)
+                on_event(block)
+        except BaseException as error:  # noqa: BLE001  # the main thread raises it again
+            on_event(error)
+
+    return exchange
+
+
+def trust_store() -> str | bool:
+    """Return the file or directory of trusted certificates; True stands for certifi's."""
+    import ssl
+
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        if path := os.environ.get(name):
+            if not os.path.exists(path):
+                raise BadInput(f"{name}: {path}: No such file or directory")
+            return path
+    paths = ssl.get_default_verify_paths()
+    # certificates are looked up in a directory by the hash in their file's name
+    if paths.capath and any(
+        re.match(r"[0-9a-f]{8}\.\d", name) for name in os.listdir(paths.capath)
+    ):
+        return paths.capath
+    return paths.cafile or True
+
+
+def next_event(events: queue.SimpleQueue[Any], deadline: float, *, late: str) -> Any:
+    """Return what the exchange hands over next; raise what it raised, or NoAnswer."""
+    import queue
+    import threading
+
+    seconds = min(max(deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)
+    try:
+        event = events.get(timeout=seconds)
+    except queue.Empty:
+        raise NoAnswer(late) from None
+    if isinstance(event, BaseException):
+        raise event
+    return event
+
+
+def read_body(
+    events: queue.SimpleQueue[Any], deadline: float, *, is_error: bool, late: str
+) -> tuple[bytes, str]:
+    """Return the body, and why it is not whole if it is not."""
+    from urllib3.exceptions import HTTPError
+
+    body = bytearray()
+    try:
+        while block := next_event(events, deadline, late=late):
+            body += block
+            if is_error and len(body) > ERROR_LIMIT:
+                break
+            if len(body) > REPLY_LIMIT:
+                raise BadReply(f"the reply has more than {REPLY_LIMIT // MIB} MiB")
+    except (OSError, ValueError, HTTPError) as error:
+        return bytes(body), explain(error)
+    return bytes(body), ""
+
+
+def explain(error: BaseException) -> str:
+    """Return what is at the root of a failed exchange, in words for its user."""
+    import http.client
+    import socket
+    import ssl
+
+    while deeper := error.__cause__ or error.__context__:
+        error = deeper
+    if isinstance(error, socket.gaierror):
+        return f"cannot find the host: {error.strerror}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"cannot trust its certificate: {error.verify_message}"
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "closed the connection without an answer"
+    if isinstance(error, http.client.IncompleteRead):
+        return "closed the connection in the middle"
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+
+
+# Replying ------------------------------------------------------------------------------------
+
+
+def read_completion(answer: Answer) -> Iterator[str]:
+    """Yield the text of the first choice, then raise a Failure if it is not the whole reply.
+
+    The body is a ChatResponse: https://docs.x.ai/docs/api-reference#chat-completions.
+    """
+    if not 200 <= answer.status < 300:
+        raise refusal(answer)
+    if answer.cut:
+        raise BadReply(f"the reply is cut short: {answer.cut}")
+    try:
+        value = json.loads(answer.body.decode("utf-8-sig", errors="replace"))
+        if isinstance(value, dict) and value.get("error") and not value.get("choices"):
+            raise error_in_reply(value)
+        choice = value["choices"][0]
+        text = choice["message"].get("content") or ""
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        raise BadReply(f"not a completion: {excerpt(answer.body)}") from None
+    if not isinstance(text, str):
+        raise BadReply(f"not a completion: the content is {show(text)}")
+    yield text
+    check_finish(choice, text)
+
+
+def check_finish(choice: JSON, text: str) -> None:
+    """Raise BadReply when the choice is not a whole reply."""
+    reason = choice.get("finish_reason")
+    if reason == "length":
+        raise BadReply("the reply is cut off at the token limit (finish reason 'length')")
+    if reason == "content_filter":
+        raise BadReply("the reply is cut off by the content filter")
+    if not text and choice["message"].get("tool_calls"):
+        raise BadReply("the reply is a call of a tool, not text")
+    if not text:
+        refused = choice["message"].get("refusal")
+        raise BadReply(f"the reply is empty: {refused or f'finish reason {show(reason)}'}")
+
+
+def refusal(answer: Answer) -> Failure:
+    """Return the failure that an answer outside 200 to 299 means, in the API's words."""
+    words = api_words(answer.body) or "no reason given"
+    message = f"{answer.status} {answer.reason}: {words}"
+    if 300 <= answer.status < 400:
+        return Refused(f"{answer.status} {answer.reason}: redirects are not followed")
+    if answer.status == 429 and NO_CREDIT.search(words):
+        return Refused(message)
+    if answer.status in (408, 429) or answer.status >= 500:
+        return Unavailable(message)
+    return Refused(message)
+
+
+# a 429 or an error in a 200 says only in words that it is not about the rate
+NO_CREDIT = re.compile(r"\bcredits?\b|spending limit|insufficient_quota", re.IGNORECASE)
+
+# codes of the API, old and new, and of its like, for what repeating does not help
+REFUSAL_CODE = re.compile(
+    r"invalid|permission|unauthenticated|authentication|not[ _-]found|content.policy",
+    re.IGNORECASE,
+)
+
+
+def error_in_reply(value: JSON) -> Failure:
+    """Return the failure that an error object with status 200 means."""
+    inner = value["error"] if isinstance(value["error"], dict) else value
+    code = inner.get("code") or inner.get("type") or ""
+    words = api_words(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    message = f"error in the reply: {words}"
+    if isinstance(code, int):
+        permanent = 400 <= code < 500 and code not in (408, 429)
+    else:
+        permanent = bool(REFUSAL_CODE.search(str(code)))
+    return Refused(message) if permanent or NO_CREDIT.search(words) else Unavailable(message)
+
+
+def api_words(body: bytes) -> str:
+    """Return what an error's body says, in any of the shapes that it comes in; "" for nothing."""
+    text = body.decode(errors="replace").strip()
+    if re.match(r"<(!doctype|html|head)", text, re.IGNORECASE):
+        return "a page of HTML"
+    return re.sub(r"\s*\[WKE=[^]]*\]", "", words_in(text) or text)
+
+
+def words_in(value: Any, depth: int = 0) -> str:
+    """Return the text in {"error": text}, {"error": {"message": text}}, a string of JSON, ..."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError, RecursionError):
+            return (depth < 5 and words_in(json.loads(value), depth + 1)) or value
+        return value
+    if isinstance(value, list) and value and depth < 5:
+        return words_in(value[0], depth + 1)
+    if isinstance(value, dict) and depth < 5:
+        found = (value[key] for key in ("error", "message", "detail", "msg") if value.get(key))
+        return words_in(next(found, ""), depth + 1)
+    return ""
+
+
+def excerpt(body: bytes) -> str:
+    """Return the begin of what should have been a completion."""
+    text = body[:200].decode(errors="replace").strip()
+    if text.startswith("<"):
+        return "a page of HTML; a login page of the network?"
+    return text or "an empty body"
+
+
+def write_reply(pieces: Iterable[str]) -> None:
+    """Write the whole reply at once; what came of one that is not whole is written too."""
+    text = ""
+    try:
+        for piece in pieces:
+            text += piece
+    finally:
+        if text:
+            write_text(text)
+
+
+def write_text(text: str) -> None:
+    """Write text and a final newline to standard output, lone surrogates as U+FFFD."""
+    text = re.sub("[\ud800-\udfff]", "\ufffd", text)
+    write_output(text.encode() if text.endswith("\n") else text.encode() + b"\n")
+
+
+def write_output(data: bytes) -> None:
+    """Write all of the data to standard output, or raise BadReply; die when its reader is gone."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            try:
+                rest = rest[os.write(1, rest) :]
+            except BlockingIOError:
+                select.select([], [1], [])
+    except BrokenPipeError:
+        die_of(signal.SIGPIPE)
+    except OSError as error:
+        raise BadReply(f"standard output: {error.strerror}") from None
+
+
+def check_stdout() -> None:
+    """Raise BadReply when there is nowhere to write to: before a reply is paid for."""
+    if sys.stdout is None:
+        raise BadReply("standard output: closed; nothing was sent")
+
+
+def die_of(number: signal.Signals) -> None:
+    """End by the signal itself, as a shell's loop looks for it."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+# Command -------------------------------------------------------------------------------------
+
+
+class Option(click.Option):
+    """An option that the help lists under a heading."""
+
+    def __init__(self, *args: Any, heading: str, **attrs: Any) -> None:
+        super().__init__(*args, **attrs)
+        self.heading = heading
+
+
+class Command(click.Command):
+    """A command whose help lists the options by heading, in the order of their declaration."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        headings: dict[str, list[tuple[str, str]]] = {}
+        for option in self.params:
+            if isinstance(option, Option) and (row := option.get_help_record(ctx)):
+                headings.setdefault(option.heading, []).append(row)
+        for heading, rows in headings.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+def check_unicode(_ctx: Any, _param: Any, value: Any) -> Any:
+    """Refuse arguments that are not text in this locale."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise click.BadParameter("not text in the encoding of this locale.") from None
+    return value
+
+
+class Number(click.FloatRange):
+    """A number in a range; not NaN, which click lets through."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a valid number.", param, ctx)
+        return number
+
+
+def write_version(ctx: click.Context, _param: Any, wanted: bool) -> None:
+    if wanted:
+        write_text(f"xchat {__version__}")
+        ctx.exit()
+
+
+def write_help(ctx: click.Context, _param: Any, wanted: bool) -> None:
+    if wanted:
+        write_text(ctx.get_help())
+        ctx.exit()
+
+
+prompt_option = functools.partial(click.option, cls=Option, heading="Prompt")
+request_option = functools.partial(click.option, cls=Option, heading="Request")
+other_option = functools.partial(click.option, cls=Option, heading="Other")
+
+
+# fmt: off
+@click.command(
+    cls=Command, add_help_option=False,
+    epilog="The key comes from XAI_API_KEY, or from the file that XAI_API_KEY_FILE names.",
+)
+@click.argument("words", metavar="[PROMPT]...", nargs=-1, callback=check_unicode)
+@prompt_option("-s", "--system", "systems", metavar="TEXT", multiple=True, callback=check_unicode,
+               help="Begin with a system message; repeatable.")
+@prompt_option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
+               help="Send the messages and fields of a YAML or JSON file first; repeatable.")
+@prompt_option("-n", "--no-stdin", is_flag=True,
+               help="Leave standard input alone, as in a 'while read' loop.")
+@request_option("-m", "--model", metavar="NAME", callback=check_unicode,
+                help=f"Ask this model.  [env var: XCHAT_MODEL; default: {MODEL}]")
+@request_option("-t", "--temperature", metavar="NUMBER", type=Number(0, 2),
+                help="How random the reply is.")
+@request_option("--max-tokens", metavar="N", type=click.IntRange(1),
+                help="Let the reply have at most N tokens.")
+@request_option("--dry-run", is_flag=True,
+                help="Write the request to standard output; send nothing.")
+@other_option("--timeout", metavar="SECONDS", type=Number(0, min_open=True),
+              envvar="XCHAT_TIMEOUT", show_envvar=True, default=TIMEOUT, show_default=True,
+              help="Wait this long for the whole answer.")
+@other_option("-q", "--quiet", is_flag=True,
+              help="No hints and warnings; errors are still told.")
+@other_option("--version", is_flag=True, is_eager=True, expose_value=False,
+              callback=write_version, help="Show the version.")
+@other_option("-h", "--help", is_flag=True, is_eager=True, expose_value=False,
+              callback=write_help, help="Show this help.")
+def xchat(
+    *,
+    words: tuple[str, ...],
+    systems: tuple[str, ...],
+    files: tuple[str, ...],
+    no_stdin: bool,
+    model: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    dry_run: bool,
+    timeout: float,
+    quiet: bool,
+) -> None:
+    # fmt: on
+    """Send a prompt to a chat model; write its reply to standard output.
+
+    The prompt is standard input, or the PROMPT words, or both: the words, a blank line, and what
+    is piped in. A lone - among the words stands for standard input at that place. Words that come
+    from elsewhere go after --, lest they be taken for options.
+
+    \b
+      cat article.txt | xchat -s "Summarize"
+      git diff | xchat "Review this change" | tee review.txt
+      while read -r line; do xchat -n -- "$line"; done <list
+    """
+    warn = say_nothing if quiet else tell
+    check_stdout()
+    check_stdin_uses(words, files, no_stdin=no_stdin)
+    server = None if dry_run else read_server(warn=warn)
+    fields, messages = read_conversations(files, warn=warn)
+    is_asked = bool(messages) and messages[-1]["role"] == "user"
+    prompt = read_prompt(
+        words,
+        no_stdin=no_stdin or "-" in files or (is_asked and not words and stdin_is_terminal()),
+        warn=warn,
+    )
+    options = {
+        "model": model,
+        "temperature": temperature,
+        "max_completion_tokens": max_tokens,
+    }
+    body = encode_body(
+        build_body(
+            systems=systems, fields=fields, messages=messages, prompt=prompt, options=options
+        )
+    )
+    if server is None:
+        write_output(body + b"\n")
+    else:
+        write_reply(ask(server, body, timeout=timeout))
+
+
+# Main ----------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Run the command and return its exit status; the signals end it as they end any filter."""
+    # Python's own handler prints a traceback; where the parent ignores SIGINT there is none
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        status = xchat.main(prog_name="xchat", standalone_mode=False)
+    except click.UsageError as error:
+        tell(f"{error.format_message().rstrip('.')}; try 'xchat --help'")
+        return error.exit_code
+    except Failure as failure:
+        tell(failure.message)
+        return failure.exit_code
+    return status or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
