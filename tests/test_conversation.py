@@ -1,0 +1,446 @@
+"""The conversation file: its formats and shapes, and every way in which one can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result, Run
+from server import Api, completion, reply
+
+import xchat
+
+File = Callable[..., str]
+
+SYSTEM = {"role": "system", "content": "S"}
+USER = {"role": "user", "content": "U"}
+ASSISTANT = {"role": "assistant", "content": "A"}
+
+# as the API's guide prints it: no comma after the first message, one too many in the last
+GUIDE = """\
+{
+  "role": "system",
+  "content": [{ "type": "text", "text": "You are a helpful and funny assistant."}]
+}
+{
+  "role": "user",
+  "content": [{ "type": "text", "text": "Why don't eggs tell jokes?" }]
+},
+{
+  "role": "assistant",
+  "content": [{ "type": "text", "text": "They'd crack up!" }]
+},
+{
+  "role": "user",
+  "content": [{"type": "text", "text": "Can you explain the joke?"}],
+}
+"""
+
+MULTIPLE_SYSTEM_MESSAGES = """\
+[
+  {"role": "system", "content": "You are a helpful and honest assistant."},
+  {"role": "system", "content": "Answer in French."},
+  {"role": "user", "content": "What is 2 + 2?"},
+  {"role": "user", "content": "And 3 + 3?"}
+]
+"""
+
+USER_MESSAGES_FIRST = """\
+{"role": "user", "content": "What is 2 + 2?"},
+{"role": "user", "content": "And 3 + 3?"},
+{"role": "system", "content": "Answer in French."}
+"""
+
+
+def messages_of(result: Result) -> Any:
+    assert (result.err, result.status) == ("", 0)
+    return json.loads(result.out)["messages"]
+
+
+@pytest.mark.parametrize(
+    "text", [GUIDE, MULTIPLE_SYSTEM_MESSAGES, USER_MESSAGES_FIRST], ids=["rows", "system", "user"]
+)
+def test_the_examples_of_the_guide_are_sent_in_their_order(
+    api: Api, run: Run, file: File, text: str
+) -> None:
+    api.will(reply(completion()))
+    assert run("-f", file(text)) == Result(b"Hello\n", "", 0)
+    roles = [message["role"] for message in api.body["messages"]]
+    assert roles == [line.split('"')[3] for line in text.splitlines() if '"role"' in line]
+    texts = [
+        message["content"] if isinstance(message["content"], str) else message["content"][0]["text"]
+        for message in api.body["messages"]
+    ]
+    assert all(piece in text for piece in texts)
+    assert [text.index(piece) for piece in texts] == sorted(text.index(piece) for piece in texts)
+
+
+def test_messages_are_sent_as_given(api: Api, run: Run, file: File) -> None:
+    parts = [
+        {"type": "text", "text": ""},
+        {"type": "image_url", "image_url": {"url": "https://x.test/i.png", "detail": "low"}},
+        {"type": "text", "text": "a\u2028\x85\x7f\t🌍"},
+        {"type": "file", "file": {"file_id": "f"}},
+    ]
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = [
+        ASSISTANT,
+        {"role": "user", "content": parts, "name": "bob"},
+        USER,
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "1"},
+        {"role": "function", "content": "", "name": "f"},
+        {"role": "developer", "content": [], "x": {"y": [1, 2.5, None, True]}},
+        SYSTEM,
+        SYSTEM,
+    ]
+    api.will(reply(completion()), reply(completion()))
+    assert run("-f", file(json.dumps(messages, ensure_ascii=False))).status == 0
+    assert run("-f", file(json.dumps(messages, indent="\t"))).status == 0
+    for request in api.requests:
+        assert request.json["messages"] == messages
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"role": "system", "content": "S"}, {"role": "user", "content": "U"}]',
+        '[{"role": "system", "content": "S"}, {"role": "user", "content": "U"},]',
+        '{"role": "system", "content": "S"}\n{"role": "user", "content": "U"}\n',
+        '{"role": "system", "content": "S"}\r\n\r\n{"role": "user", "content": "U"}',
+        '{"role": "system", "content": "S"},{"role": "user", "content": "U"},',
+        '{"system": "S"}\n{"user": "U"}',
+        '{"system": "S", "messages": [{"user": "U"}]}',
+        '{"messages": [{"user": "U"}], "system": "S"}',
+        '\ufeff[\n\t{"system":\t"S"},\n\t{"user":\t"U"}\n]',
+        '[{"system": "S"}, // no JSON\n',
+        "- role: system\n  content: S\n- role: user\n  content: U\n",
+        "- system: S\n- user: U\n",
+        "---\n- system: S\n- user: 'U'\n...\n",
+        "\ufeff# comment\r\nsystem: S\r\nhistory:\r\n- user: U\r\n",
+        "system: S\nmessages:\n  - {role: user, content: U}\n",
+        "messages: [user: U]\nsystem: S\n",
+        "- {system: S}\n- {'user': !!str U}\n",
+        "[{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'U'}]",
+        "[{system: S}, {user: U}, ]  # flow",
+    ],
+)
+def test_every_format_and_shape(text: str) -> None:
+    if "//" in text:
+        with pytest.raises(xchat.BadInput, match="not JSON: "):
+            xchat.parse_text(text)
+    else:
+        text = xchat.decode(bytearray(text.encode()))
+        assert xchat.split_conversation(xchat.parse_text(text)) == ({}, [SYSTEM, USER])
+
+
+def test_one_message_alone() -> None:
+    assert xchat.split_conversation(xchat.parse_text(json.dumps(USER))) == ({}, [USER])
+    assert xchat.split_conversation(xchat.parse_text("- user: U")) == ({}, [USER])
+
+
+def test_anchors_and_aliases_of_yaml() -> None:
+    text = "- user: &u U\n- assistant: A\n- user: *u\n"
+    assert xchat.split_conversation(xchat.parse_text(text)) == ({}, [USER, ASSISTANT, USER])
+
+
+def test_block_text_of_yaml_keeps_its_lines() -> None:
+    text = "- user: |\n    def f():\n        pass\n\n    # 'no' \"quotes\" {}\n"
+    assert xchat.parse_text(text) == [{"user": "def f():\n    pass\n\n# 'no' \"quotes\" {}\n"}]
+
+
+def test_request_fields_and_their_types() -> None:
+    text = "model: grok-4.7\ntemperature: 0.2\nn: 1\nlogprobs: no\nseed: null\nstop: [END, 'no']\n"
+    fields, messages = xchat.split_conversation(xchat.parse_text(text))
+    assert messages == []
+    assert fields == {
+        "model": "grok-4.7",
+        "temperature": 0.2,
+        "n": 1,
+        "logprobs": False,
+        "seed": None,
+        "stop": ["END", "no"],
+    }
+
+
+def test_order_is_system_options_then_files_then_the_prompt(run: Run, file: File) -> None:
+    one = file("system: F1\nhistory:\n- user: U1\n- system: F1b\n", "one")
+    two = file('{"system": "F2"}\n{"assistant": "A2"}\n', "two")
+    result = run("--dry-run", "P", "-f", one, "-s", "S1", "-f", two, "-s", "S2")
+    assert [list(message.values()) for message in messages_of(result)] == [
+        ["system", "S1"],
+        ["system", "S2"],
+        ["system", "F1"],
+        ["user", "U1"],
+        ["system", "F1b"],
+        ["system", "F2"],
+        ["assistant", "A2"],
+        ["user", "P"],
+    ]
+
+
+def test_standard_input_as_a_file(run: Run) -> None:
+    result = run("--dry-run", "-f", "-", "P", stdin=b"- assistant: A")
+    assert messages_of(result) == [ASSISTANT, {"role": "user", "content": "P"}]
+    result = run("--dry-run", "-f", "-", stdin=b"- user: U")
+    assert messages_of(result) == [USER]
+
+
+BAD = [
+    # what stands in the file, what is said about it
+    ("", "empty; expected messages in JSON or YAML"),
+    (" \n\t\n", "empty; expected messages in JSON or YAML"),
+    ("# a comment\n", "empty; expected messages in JSON or YAML"),
+    (b"\x00\x01\x02", "binary data, not text: NUL at byte 0"),
+    (
+        b"- user: caf\xe9",
+        f"not UTF-8 at byte 11; {'convert it, as in: iconv -f ISO-8859-1 -t UTF-8'}",
+    ),
+    (
+        "Hello",
+        "expected a list of messages, or a mapping with 'system' and 'history'; found \"Hello\"",
+    ),
+    (
+        "null",
+        "expected a list of messages, or a mapping with 'system' and 'history'; found nothing",
+    ),
+    ("42", "expected a list of messages, or a mapping with 'system' and 'history'; found 42"),
+    ('{"user": "U"} 42', "message 2: expected {role: ..., content: ...}, found 42"),
+    ("- user: no", "message 1: content: false is not text; quote it"),
+    ("- user: 42", "message 1: content: 42 is not text; quote it"),
+    ("- user: 1:30", "message 1: content: 90 is not text; quote it"),
+    ("- user: 2024-01-01", "message 1: YAML reads 2024-01-01 as a date; quote it"),
+    (
+        "- user: 2024-01-01 10:00:00",
+        "message 1: YAML reads 2024-01-01 10:00:00 as a date; quote it",
+    ),
+    ("- user: 2024-13-01", 'line 1: "2024-13-01" is no valid timestamp'),
+    ("- user:", "message 1: content: expected text, found nothing"),
+    ("- user: {a: b}", "message 1: content: expected text, found a mapping"),
+    ('[{"role": "user", "content": 42}]', "message 1: content: 42 is not text; quote it"),
+    ('[{"role": "user", "content": null}]', "message 1: content: expected text, found nothing"),
+    (
+        '[{"role": "assistant", "content": null}]',
+        "message 1: content: expected text, found nothing",
+    ),
+    ("system: yes", "system: content: true is not text; quote it"),
+    ("system: [a]", 'system: content: part 1: expected {type: text, text: ...}, found "a"'),
+    ("- user: [{text: hi}]", "message 1: content: part 1: 'type' is missing"),
+    (
+        "- user: [{tpye: text, text: hi}]",
+        "message 1: content: part 1: 'type' is missing; did you mean 'type' by 'tpye'?",
+    ),
+    ("- user: [{type: text}]", "message 1: content: part 1: 'text' is missing"),
+    (
+        "- user: [{type: text, text: hi}, {type: text, text: no}]",
+        "message 1: content: part 2: text: false is not text; quote it",
+    ),
+    (
+        "- user: [{type: image_url, image_url: 'https://x.test'}]",
+        'message 1: content: part 1: image_url: expected {url: ...}, found "https://x.test"',
+    ),
+    ("- hello", 'message 1: expected {role: ..., content: ...}, found "hello"'),
+    ("- {}", "message 1: 'role' is missing"),
+    ("- content: hi", "message 1: 'role' is missing"),
+    ("- rol: user\n  content: hi", "message 1: 'role' is missing; did you mean 'role' by 'rol'?"),
+    ("- role: user", "message 1: 'content' is missing"),
+    (
+        "- user: hi\n- {role: user, contnet: hi}",
+        "message 2: 'content' is missing; did you mean 'content' by 'contnet'?",
+    ),
+    (
+        "- usr: hi",
+        "message 1: unknown role \"usr\"; did you mean 'user'?;"
+        " the roles are system, user, assistant, tool, function, developer",
+    ),
+    (
+        "- {role: bot, content: hi}",
+        'message 1: unknown role "bot";'
+        " the roles are system, user, assistant, tool, function, developer",
+    ),
+    (
+        "- {role: [user], content: hi}",
+        "message 1: unknown role a list; did you mean 'user'?;"
+        " the roles are system, user, assistant, tool, function, developer",
+    ),
+    ("role: user\ncontent: 1", "message 1: content: 1 is not text; quote it"),
+    ("history: hi", 'history: expected a list of messages, found "hi"'),
+    ("history:", "history: expected a list of messages, found nothing"),
+    ("history: {user: hi}", "history: expected a list of messages, found a mapping"),
+    ("history: []\nmessages: []", "'history' and 'messages' are the same; keep one"),
+    ("histroy: []", "unknown key 'histroy'; did you mean 'history'?"),
+    ("sytem: hi", "unknown key 'sytem'; did you mean 'system'?"),
+    ("assistant: hi", "'assistant' is a role, not a request field; messages go under 'history'"),
+    ("a: 1\nb: 2\na: 3", "duplicate key 'a'"),
+    ("- {role: user, role: user}", "message 1: duplicate key 'role'"),
+    ('[{"user": "a"}, {"user": "b", "user": "c"}]', "message 2: duplicate key 'user'"),
+    ('{"model": "a", "model": "b"}', "duplicate key 'model'"),
+    ("- {role: user, content: hi, x: {y: 1, y: 2}}", "message 1: duplicate key 'y'"),
+    ("- user: hi\n- 1: hi", "line 2: the key 1 is not text; quote it"),
+    ("no: hi", "line 1: the key false is not text; quote it"),
+    ("\n? [a]\n: hi", "line 2: the key a list is not text; quote it"),
+    ("a: &a {b: c}\nd: {<<: *a}", "line 2: merge keys (<<) are not accepted; write the keys out"),
+    ("temperature: .nan", "temperature: NaN and infinity are not JSON"),
+    ("temperature: -.inf", "temperature: NaN and infinity are not JSON"),
+    ('{"temperature": NaN}', "temperature: NaN and infinity are not JSON"),
+    ('{"temperature": -Infinity}', "temperature: NaN and infinity are not JSON"),
+    ('{"temperature": 1e999}', "temperature: NaN and infinity are not JSON"),
+    ('[{"user": "\\ud83d"}]', "message 1: holds half of a surrogate pair, which is no character"),
+    ("- user: a\n---\n- user: b", "line 2: a second YAML document; a file holds one conversation"),
+    (
+        "- user: hi\n- user: !!binary aGk=",
+        "line 2: the YAML tag !!binary is not accepted; leave it off",
+    ),
+    (
+        "- user: !!python/object/apply:os.system [id]",
+        "line 1: the YAML tag !!python/object/apply:os.system is not accepted; leave it off",
+    ),
+    ("!!set {a}", "line 1: the YAML tag !!set is not accepted; leave it off"),
+    ("- !x hi", "line 1: the YAML tag !x is not accepted; leave it off"),
+    ("%TAG ! tag:x,2000:\n--- hi", "line 1: YAML tags are not accepted"),
+    ("- user: *a", "line 1: the alias *a stands for nothing above it"),
+    ("- &a [*a]", "line 1: the alias *a stands for nothing above it"),
+    ("- user: !!int no", 'line 1: "no" is no valid int'),
+    ("- user: !!bool 7", 'line 1: "7" is no valid bool'),
+    (
+        "- user: Note: this",
+        "not YAML: line 1, column 13: mapping values are not allowed in this context",
+    ),
+    ("- user: 'hi", None),
+    ("- user: hi\n\t- x: y", None),
+    ("- user: \x1b[0m", None),
+    (
+        '[{"role": "user" "content": "hi"}]',
+        "not JSON: Expecting ',' delimiter: line 1 column 18 (char 17)",
+    ),
+    ('{"user": "hi"', "not JSON: Expecting ',' delimiter: line 1 column 14 (char 13)"),
+    ("[" * 100_000, "nested more than 100 levels deep"),
+    ('{"a":' * 100_000, "nested more than 100 levels deep"),
+    ("[" * 300 + "]" * 300, "message 1: nested more than 100 levels deep"),
+    ("- " * 100_000, "line 1: nested more than 100 levels deep"),
+    ("a: " + "[" * 100_000, "line 1: nested more than 100 levels deep"),
+    ("? " * 100_000, "line 1: nested more than 100 levels deep"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), BAD, ids=lambda value: repr(value)[:40] if value != "" else "nothing"
+)
+def test_a_bad_file_is_one_line_that_says_where(
+    tmp_path: Path, text: str | bytes, message: str | None
+) -> None:
+    path = tmp_path / "c"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(xchat.BadInput) as caught:
+        xchat.read_conversation(str(path), warn=pytest.fail)
+    said = caught.value.message.replace("tag:yaml.org,2002:", "!!")
+    if message is None:  # PyYAML's words, which differ between its two parsers
+        assert said.startswith(f"{path}: not YAML: ")
+    else:
+        assert said == f"{path}: {message}"
+
+
+def test_a_bad_file_ends_in_status_2_and_nothing_is_sent(api: Api, run: Run, file: File) -> None:
+    result = run("-f", file("- usr: hi", "my file"), "hi")
+    message = (
+        "xchat: my file: message 1: unknown role \"usr\"; did you mean 'user'?;"
+        " the roles are system, user, assistant, tool, function, developer\n"
+    )
+    assert result == Result(b"", message, 2)
+    assert api.requests == []
+
+
+def test_an_unknown_field_is_sent_with_a_warning(api: Api, run: Run, file: File) -> None:
+    api.extra_fields = {"temprature", "zzz"}
+    api.will(reply(completion()), reply(completion()))
+    name = file("temprature: 0.5\nzzz: {a: [1]}\n")
+    result = run("-f", name, "hi")
+    assert (result.out, result.status) == (b"Hello\n", 0)
+    assert sorted(result.err.splitlines()) == [
+        "xchat: c: unknown request field 'temprature', sent as given; did you mean 'temperature'?",
+        "xchat: c: unknown request field 'zzz', sent as given",
+    ]
+    assert run("-q", "-f", name, "hi") == Result(b"Hello\n", "", 0)
+    for request in api.requests:
+        assert (request.json["temprature"], request.json["zzz"]) == (0.5, {"a": [1]})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("nowhere", "No such file or directory"), (".", "Is a directory"), ("", "No such file")],
+)
+def test_a_file_that_cannot_be_read(run: Run, name: str, message: str) -> None:
+    result = run("--dry-run", "-f", name, "hi")
+    assert (result.out, result.status) == (b"", 2)
+    assert result.err.startswith(f"xchat: {name}: {message}")
+    assert result.err.count("\n") == 1
+
+
+def test_a_fifo_is_read_and_one_that_closes_is_empty(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for content, status in [("- user: U", 0), ("", 2)]:
+        writer = threading.Thread(target=(tmp_path / "fifo").write_text, args=[content])
+        writer.start()
+        assert run("--dry-run", "-f", "fifo").status == status
+        writer.join()
+
+
+def hostile(levels: int) -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"]
+    for level in range(1, levels):
+        lines.append(f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 10)}]\n")
+    return "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (hostile(12), "line 6: aliases stand for more than 64 MiB"),
+        ("[" * 100_000, "nested more than 100 levels deep"),
+        ("- " * 100_000, "line 1: nested more than 100 levels deep"),
+        ("x" * 100_000_000, "more than 64 MiB"),
+        ("[" * 60_000_000, "nested more than 100 levels deep"),
+        ("seed: " + ":1" * 30_000_000, ""),
+        ("seed: 1" + ":1" * 30_000_000, ""),
+        ("seed: !!int 1" + ":1" * 30_000_000, 'line 1: "1:1:1:1'),
+        ("%TAG !a! tag:x\n" * 4_000_000, "line 1: YAML tags are not accepted"),
+        ("[" + '"",' * 3_000_000 + ",]", "not JSON: "),
+        ('["' + '\\"' * 500_000, "not JSON: "),
+        ("a" * 60_000_000 + ": b", "not YAML: "),
+        (b"\xff" * 60_000_000, "not UTF-8 at byte 0"),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_a_hostile_file_ends_in_bounded_time_and_memory(
+    run: Run, file: File, content: str | bytes, message: str
+) -> None:
+    gib = 1 << 30
+    start = time.monotonic()
+    result = run(
+        *("--dry-run", "-q", "hi", "-f", file(content)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (gib, gib)),
+    )
+    assert time.monotonic() - start < 15
+    if not message:  # harmless: a long text, sent as given
+        assert (result.err, result.status) == ("", 0)
+    else:
+        assert (result.out, result.status) == (b"", 2)
+        assert result.err.startswith(f"xchat: c: {message}")
+        assert result.err.count("\n") == 1
+        assert len(result.err) < 1100
+
+
+def test_a_file_names_no_server_and_no_key(api: Api, run: Run, file: File) -> None:
+    api.extra_fields = {"base_url", "api_key"}
+    api.will(reply(completion()))
+    name = file("base_url: https://evil.test\napi_key: xai-1\n")
+    assert run("-q", "-f", name, "hi") == Result(b"Hello\n", "", 0)
