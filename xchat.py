@@ -163,7 +163,7 @@ def parse_base_url(url: str) -> tuple[str, str, bool]:
         raise BadInput("holds a user or password; the key belongs in XAI_API_KEY")
     if parts.scheme not in ("http", "https"):
         raise BadInput(f"must begin with https://, or http:// for loopback, as in {BASE_URL}")
-    if not re.fullmatch(r"[\w.-]+|[0-9a-f:.]*:[0-9a-f:.]*", host):
+    if not re.fullmatch(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-f:.]*:[0-9a-f:.]*", host):
         raise BadInput("has no valid host name")
     if "?" in url or "#" in url:
         raise BadInput("must end with the path; leave off what follows '?' or '#'")
@@ -215,7 +215,7 @@ def check_key(key: str) -> None:
     """Refuse what would not pass as a header's value; the message never shows the key."""
     if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
         raise BadInput("the key stands in quotation marks; leave them off")
-    if key.lower().startswith("bearer "):
+    if re.match(r"bearer\s", key, re.IGNORECASE):
         raise BadInput("the key begins with 'Bearer '; leave that off")
     if re.search(r"[^!-~]", key):
         raise BadInput("the key holds a space, a control character or a letter outside ASCII")
@@ -774,9 +774,10 @@ def ask(server: Server, body: bytes, *, timeout: float) -> Iterator[str]:
 
     timeout is in seconds, from the first look-up of the host to the last byte of the answer.
     """
+    verify = trust_store() if server.base_url.startswith("https") else True
     request_id = ""
     try:
-        answer = fetch(server, body, timeout=timeout)
+        answer = fetch(server, body, verify=verify, timeout=timeout)
         request_id = f" (request id {answer.request_id})" if answer.request_id else ""
         yield from read_completion(answer)
     except Failure as failure:
@@ -786,7 +787,7 @@ def ask(server: Server, body: bytes, *, timeout: float) -> Iterator[str]:
         raise type(failure)(message) from None
 
 
-def fetch(server: Server, body: bytes, *, timeout: float) -> Answer:
+def fetch(server: Server, body: bytes, *, verify: str | bool, timeout: float) -> Answer:
     """Post the body and return the answer with all of its body that is of use."""
     import queue
     import threading
@@ -797,7 +798,7 @@ def fetch(server: Server, body: bytes, *, timeout: float) -> Answer:
     start = time.monotonic()
     deadline = start + timeout
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    exchange = prepare_exchange(server, body, on_event=events.put)
+    exchange = prepare_exchange(server, body, verify=verify, on_event=events.put)
     threading.Thread(target=exchange, daemon=True).start()
     try:
         limit = min(CONNECT_TIMEOUT, timeout)
@@ -817,7 +818,7 @@ def fetch(server: Server, body: bytes, *, timeout: float) -> Answer:
 
 
 def prepare_exchange(
-    server: Server, body: bytes, *, on_event: Callable[[Any], None]
+    server: Server, body: bytes, *, verify: str | bool, on_event: Callable[[Any], None]
 ) -> Callable[[], None]:
     """Return the function that does the exchange, for a thread of its own.
 
@@ -831,7 +832,6 @@ def prepare_exchange(
     from requests.utils import get_environ_proxies
 
     url = f"{server.base_url}/chat/completions"
-    verify = trust_store()
     proxies = {} if server.loopback else get_environ_proxies(url)
     headers = {
         "Content-Type": "application/json",
@@ -870,6 +870,8 @@ def trust_store() -> str | bool:
 
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         if path := os.environ.get(name):
+            if name == "SSL_CERT_DIR":  # a list; requests takes one
+                path = next(filter(os.path.isdir, path.split(os.pathsep)), path)
             if not os.path.exists(path):
                 raise BadInput(f"{name}: {path}: No such file or directory")
             return path
@@ -1076,9 +1078,9 @@ def write_output(data: bytes) -> None:
 
 
 def check_stdout() -> None:
-    """Raise BadReply when there is nowhere to write to: before a reply is paid for."""
+    """Raise BadReply when there is nowhere to write to, before a reply is paid for."""
     if sys.stdout is None:
-        raise BadReply("standard output: closed; nothing was sent")
+        raise BadReply("standard output: closed")
 
 
 def die_of(number: signal.Signals) -> None:
@@ -1204,7 +1206,6 @@ def xchat(
       while read -r line; do xchat -n -- "$line"; done <list
     """
     warn = say_nothing if quiet else tell
-    check_stdout()
     check_stdin_uses(words, files, no_stdin=no_stdin)
     server = None if dry_run else read_server(warn=warn)
     fields, messages = read_conversations(files, warn=warn)
@@ -1239,9 +1240,12 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
+        check_stdout()
         status = xchat.main(prog_name="xchat", standalone_mode=False)
     except click.UsageError as error:
-        tell(f"{error.format_message().rstrip('.')}; try 'xchat --help'")
+        dashes = "; a prompt that begins with '-' goes after '--'"
+        hint = dashes if isinstance(error, click.NoSuchOption) else ""
+        tell(f"{error.format_message().rstrip('.')}{hint}; try 'xchat --help'")
         return error.exit_code
     except Failure as failure:
         tell(failure.message)

@@ -1,0 +1,263 @@
+"""The reply: its text on standard output, and nothing that is not whole passed off as one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import socket
+import subprocess
+import zlib
+from typing import Any
+
+import pytest
+from conftest import Result, Run
+from server import RESET, Api, completion, reply
+
+
+def changed(path: str, value: Any) -> Any:
+    """A completion with one thing in it replaced, as in "choices.0.message"."""
+    body = completion()
+    *above, last = path.split(".")
+    place: Any = body
+    for key in above:
+        place = place[int(key) if key.isdigit() else key]
+    place[last] = value
+    return body
+
+
+@pytest.mark.parametrize(
+    ("text", "out"),
+    [
+        ("Hello", b"Hello\n"),
+        ("Hello\n", b"Hello\n"),
+        ("Hello\n\n", b"Hello\n\n"),
+        ("\r\n\t Hello \r", b"\r\n\t Hello \r\n"),
+        ("\n", b"\n"),
+        ("Grüße 🌍\u2028\x85", "Grüße 🌍\u2028\x85\n".encode()),
+        ("\x1b]0;title\x07\x00\x9b", "\x1b]0;title\x07\x00\x9b\n".encode()),
+        ("\ud83d half \udc00", "\ufffd half \ufffd\n".encode()),
+        ("\ufeffmark", "\ufeffmark\n".encode()),
+    ],
+)
+def test_the_text_is_written_byte_for_byte(api: Api, run: Run, text: str, out: bytes) -> None:
+    api.will(reply(completion(text)))
+    assert run("Hi", env={"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}) == Result(out, "", 0)
+
+
+def test_a_large_reply_is_written_whole(api: Api, run: Run) -> None:
+    text = "0123456789abcdef" * (1 << 20)
+    api.will(reply(completion(text)))
+    assert run("Hi").out == text.encode() + b"\n"
+
+
+def test_the_reply_is_one_write(api: Api, run: Run) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    api.will(reply(completion("x" * 50_000)))
+    with ours, theirs:
+        assert run("Hi", stdout=theirs).status == 0
+        assert ours.recv(1 << 20) == b"x" * 50_000 + b"\n"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"finish_reason": "stop"},
+        {"finish_reason": None},
+        {"finish_reason": ""},
+        {"finish_reason": "end_turn"},
+        {"finish_reason": "something new"},
+        {"message": {"content": "Hello"}},
+        {"message": {"content": "Hello", "tool_calls": None, "refusal": None}},
+    ],
+)
+def test_an_unknown_or_missing_finish_reason_is_no_failure(
+    api: Api, run: Run, change: dict[str, Any]
+) -> None:
+    api.will(reply(completion(**change)))
+    assert run("Hi") == Result(b"Hello\n", "", 0)
+
+
+def test_the_first_of_several_choices(api: Api, run: Run) -> None:
+    body = completion("one")
+    body["choices"] += completion("two")["choices"]
+    api.will(reply(body))
+    assert run("Hi") == Result(b"one\n", "", 0)
+
+
+NOT_WHOLE = [
+    # what the server says; what is written; why the status is 1
+    (
+        completion("Hel", finish_reason="length"),
+        b"Hel\n",
+        "the reply is cut off at the token limit (finish reason 'length')",
+    ),
+    (
+        completion("Hel", finish_reason="content_filter"),
+        b"Hel\n",
+        "the reply is cut off by the content filter",
+    ),
+    (completion(""), b"", 'the reply is empty: finish reason "stop"'),
+    (completion(None), b"", 'the reply is empty: finish reason "stop"'),
+    (completion(None, finish_reason=None), b"", "the reply is empty: finish reason nothing"),
+    (
+        completion(None, finish_reason="length"),
+        b"",
+        "the reply is cut off at the token limit (finish reason 'length')",
+    ),
+    (
+        completion(message={"content": None, "refusal": "I won't."}),
+        b"",
+        "the reply is empty: I won't.",
+    ),
+    (
+        completion(message={"tool_calls": [{"id": "1"}]}, finish_reason="tool_calls"),
+        b"",
+        "the reply is a call of a tool, not text",
+    ),
+    (b"", b"", "not a completion: an empty body"),
+    (b"OK", b"", "not a completion: OK"),
+    (b"<html>Log in", b"", "not a completion: a page of HTML; a login page of the network?"),
+    (b'{"request_id": "1"}', b"", 'not a completion: {"request_id": "1"}'),
+    (b"[]", b"", "not a completion: []"),
+    (b"null", b"", "not a completion: null"),
+    (b'{"choices": []}', b"", 'not a completion: {"choices": []}'),
+    (b'{"choices": [{}]}', b"", 'not a completion: {"choices": [{}]}'),
+    (b'{"choices": [4]}', b"", 'not a completion: {"choices": [4]}'),
+    (changed("choices.0.message", None), b"", None),
+    (changed("choices.0.message", {"content": {"a": 1}}), b"", None),
+    (changed("choices", {"0": 1}), b"", None),
+    (b"[" * 100_000, b"", None),
+    (b'{"choices": [' + b"9" * 5000, b"", None),
+    (json.dumps(completion()).encode()[:-1], b"", None),
+]
+
+
+@pytest.mark.parametrize(("body", "out", "message"), NOT_WHOLE, ids=range(len(NOT_WHOLE)))
+def test_what_is_not_whole_is_written_and_ends_in_status_1(
+    api: Api, run: Run, body: Any, out: bytes, message: str | None
+) -> None:
+    api.will(reply(body))
+    result = run("Hi")
+    assert (result.out, result.status) == (out, 1)
+    assert result.err.count("\n") == 1
+    assert result.err.startswith(f"xchat: {api.host}: {message or 'not a completion: '}")
+    assert result.err.endswith(" (request id req-7)\n")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b'{"choices": [{"mess'],
+        [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"cho'],
+        [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"cho\r\n', RESET],
+        [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"cho\r\n'],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"],
+        [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{", RESET],
+        [b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 8\r\n\r\nnot gzip"],
+    ],
+)
+def test_a_body_that_is_cut_short(api: Api, run: Run, steps: list[Any]) -> None:
+    api.will(steps)
+    result = run("Hi")
+    assert (result.out, result.status) == (b"", 1)
+    assert result.err.startswith(f"xchat: {api.host}: the reply is cut short: ")
+    assert result.err.count("\n") == 1
+
+
+BODY = json.dumps(completion("Grüße"), ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        reply(gzip.compress(BODY), Content_Encoding="gzip"),
+        reply(zlib.compress(BODY), Content_Encoding="deflate"),
+        reply(BODY, content_type="text/html; charset=ISO-8859-1"),
+        reply(b"\xef\xbb\xbf" + BODY, content_type="text/plain"),
+        [b"HTTP/1.1 200 OK\r\n\r\n", BODY],
+        [b"HTTP/1.0 200 OK\r\n\r\n", BODY],
+        [b"HTTP/1.1 200\r\nContent-Length: %d\r\n\r\n" % len(BODY)]
+        + [BODY[i : i + 1] for i in range(len(BODY))],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]
+        + [b"3;x=y\r\n%b\r\n" % BODY[i : i + 3] for i in range(0, len(BODY) - 2, 3)]
+        + [b"%x\r\n%b\r\n" % (len(BODY) % 3, BODY[-(len(BODY) % 3) :]) if len(BODY) % 3 else b""]
+        + [b"0\r\n\r\n"],
+        [b"HTTP/1.1 100 Continue\r\n\r\n", *reply(BODY)],
+        reply(BODY, "201 Created"),
+    ],
+)
+def test_every_way_to_send_a_body(api: Api, run: Run, steps: list[Any]) -> None:
+    api.will(steps)
+    assert run("Hi") == Result("Grüße\n".encode(), "", 0)
+
+
+def test_bytes_that_are_not_utf_8_become_the_replacement_character(api: Api, run: Run) -> None:
+    api.will(reply(BODY.replace("ü".encode(), b"\xfc")))
+    assert run("Hi") == Result("Gr\ufffdße\n".encode(), "", 0)
+
+
+def test_a_reply_of_more_than_64_mib_is_not_held(api: Api, run: Run) -> None:
+    block = b" " * (1 << 20)
+    api.will([b"HTTP/1.1 200 OK\r\n\r\n", *[block] * 66])
+    result = run("Hi")
+    assert result == Result(b"", f"xchat: {api.host}: the reply has more than 64 MiB\n", 1)
+
+
+@pytest.mark.parametrize("args", [["Hi"], ["--dry-run", "Hi"], ["--help"], ["--version"]])
+def test_a_full_disk_is_told(api: Api, run: Run, args: list[str]) -> None:
+    if args == ["Hi"]:
+        api.will(reply(completion()))
+    with open("/dev/full", "wb") as full:
+        result = run(*args, stdout=full)
+    assert (result.err, result.status) == (
+        "xchat: standard output: No space left on device\n",
+        1,
+    )
+
+
+@pytest.mark.parametrize("args", [["Hi"], ["--dry-run", "Hi"], ["--help"], ["--version"]])
+def test_closed_standard_output_is_told_before_anything_is_sent(
+    api: Api, run: Run, args: list[str]
+) -> None:
+    run.command = ["sh", "-c", 'exec "$@" >&-', "sh", *run.command]
+    assert run(*args).status == 1
+    assert run(*args).err == "xchat: standard output: closed\n"
+
+
+@pytest.mark.parametrize("where", ["2>&-", "2>/dev/full", "2>&1 >/dev/null | :"])
+def test_standard_error_that_takes_nothing_changes_no_status(run: Run, where: str) -> None:
+    script = f'{{ "$@" -f nowhere; echo $? >status; }} {where}'
+    subprocess.run(["sh", "-c", script, "sh", *run.command], env=run.env, cwd=run.home, check=False)
+    assert (run.home / "status").read_text() == "2\n"
+
+
+def test_a_reader_that_is_gone_ends_it_by_sigpipe(api: Api, run: Run) -> None:
+    api.will(reply(completion()))
+    read, write = os.pipe()
+    os.close(read)
+    result = run("Hi", stdout=write)
+    os.close(write)
+    assert (result.err, result.status) == ("", -13)
+
+
+def test_a_full_pipe_that_does_not_block_gets_all(api: Api, run: Run) -> None:
+    api.will(reply(completion("x" * 500_000)))
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    process = run.start("Hi", stdout=write)
+    os.close(write)
+    with open(read, "rb") as file:
+        assert len(file.read()) == 500_001
+    assert process.wait(20) == 0
+    assert process.stderr.read() == b""
+
+
+def test_a_reply_goes_to_a_terminal(api: Api, run: Run) -> None:
+    api.will(reply(completion("Grüße")))
+    ours, theirs = pty.openpty()
+    assert run("Hi", stdout=theirs).status == 0
+    assert os.read(ours, 100) == "Grüße\r\n".encode()
+    os.close(ours)
+    os.close(theirs)

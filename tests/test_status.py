@@ -1,0 +1,323 @@
+"""Every exit status, and the one line that goes with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from typing import Any
+
+import pytest
+from conftest import Result, Run
+from server import HANG, RESET, Api, completion, reply
+
+ERRORS = [
+    # status line, body, exit status, what is said
+    (
+        "400 Bad Request",
+        {
+            "code": "invalid-argument",
+            "error": "Incorrect API key provided: xa***jU. You can obtain an API key from"
+            " https://console.x.ai.",
+        },
+        4,
+        "400 Bad Request: Incorrect API key provided: xa***jU. You can obtain an API key from"
+        " https://console.x.ai.",
+    ),
+    (
+        "400 Bad Request",
+        "Multi Agent requests are not allowed on chat completions",
+        4,
+        "400 Bad Request: Multi Agent requests are not allowed on chat completions",
+    ),
+    (
+        "401 Unauthorized",
+        {"code": "unauthenticated:no-credentials", "error": "No credentials presented."},
+        4,
+        "401 Unauthorized: No credentials presented.",
+    ),
+    (
+        "403 Forbidden",
+        {"code": "permission-denied", "error": "Your team x has used all available credits"},
+        4,
+        "403 Forbidden: Your team x has used all available credits",
+    ),
+    (
+        "404 Not Found",
+        {"error": {"message": "No such model", "type": "not_found", "code": None}},
+        4,
+        "404 Not Found: No such model",
+    ),
+    ("405 Method Not Allowed", b"", 4, "405 Method Not Allowed: no reason given"),
+    (
+        "410 Gone",
+        {"error": "Live search is deprecated."},
+        4,
+        "410 Gone: Live search is deprecated.",
+    ),
+    ("413 Payload Too Large", b"too large", 4, "413 Payload Too Large: too large"),
+    (
+        "422 Unprocessable Entity",
+        b"Failed to deserialize the JSON body:\n messages[0].content: invalid type\n",
+        4,
+        "422 Unprocessable Entity: Failed to deserialize the JSON body: messages[0].content:"
+        " invalid type",
+    ),
+    (
+        "422 Unprocessable Entity",
+        {"detail": [{"loc": ["body"], "msg": "field required"}]},
+        4,
+        "422 Unprocessable Entity: field required",
+    ),
+    (
+        "429 Too Many Requests",
+        {"code": "Some resource has been exhausted", "error": "used all available credits or"},
+        4,
+        "429 Too Many Requests: used all available credits or",
+    ),
+    (
+        "429 Too Many Requests",
+        {"code": 429, "error": "Slow down [WKE=personal-team-blocked:spending]"},
+        5,
+        "429 Too Many Requests: Slow down",
+    ),
+    ("408 Request Timeout", {"message": "late"}, 5, "408 Request Timeout: late"),
+    (
+        "500 Internal Server Error",
+        {"code": 500, "error": '{"error": {"message": "twice encoded"}}'},
+        5,
+        "500 Internal Server Error: twice encoded",
+    ),
+    (
+        "503 Service Unavailable",
+        {"error": {"code": 1}},
+        5,
+        '503 Service Unavailable: {"error": {"code": 1}}',
+    ),
+    ("521 ", b"<!DOCTYPE html><title>x</title>", 5, "521 : a page of HTML"),
+    ("529 Overloaded", b"[[[[[[[[[[", 5, "529 Overloaded: [[[[[[[[[["),
+    ("530 X", b"[" * 90000, 5, "530 X: [[["),
+    (
+        "418 I'm",
+        b"\x1b]0;title\x07\xff\x00 \xe2\x80\xaereversed\n",
+        4,
+        "418 I'm: ]0;title \ufffd r",
+    ),
+    ("200 OK", {"code": "unavailable", "error": "Try later"}, 5, "error in the reply: Try later"),
+    (
+        "200 OK",
+        {"error": {"message": "overloaded", "code": 503}},
+        5,
+        "error in the reply: overloaded",
+    ),
+    (
+        "200 OK",
+        {"error": {"message": "no such model", "code": 404}},
+        4,
+        "error in the reply: no such model",
+    ),
+    (
+        "200 OK",
+        {"error": {"message": "slow down", "code": 429}},
+        5,
+        "error in the reply: slow down",
+    ),
+    (
+        "200 OK",
+        {"code": "invalid-argument", "error": "stop is not supported"},
+        4,
+        "error in the reply: stop is not supported",
+    ),
+    (
+        "200 OK",
+        {"code": "Client specified an invalid argument", "error": "no"},
+        4,
+        "error in the reply: no",
+    ),
+    (
+        "200 OK",
+        {"error": "The team has used all available credits"},
+        4,
+        "error in the reply: The team has used all available credits",
+    ),
+]
+
+
+@pytest.mark.parametrize(("status_line", "body", "status", "message"), ERRORS)
+def test_an_error_is_told_in_the_words_of_the_api(
+    api: Api, run: Run, status_line: str, body: Any, status: int, message: str
+) -> None:
+    api.will(reply(body, status_line))
+    result = run("Hi")
+    assert (result.out, result.status) == (b"", status)
+    assert result.err.startswith(f"xchat: {api.host}: {message}")
+    assert result.err.endswith(" (request id req-7)\n") or len(result.err) > 1000
+    assert result.err.isprintable() or result.err[:-1].isprintable()
+    assert len(api.requests) == 1
+
+
+def test_an_error_without_a_request_id(api: Api, run: Run) -> None:
+    api.will([b"HTTP/1.1 500 Oops\r\n\r\nbroken"])
+    assert run("Hi") == Result(b"", f"xchat: {api.host}: 500 Oops: broken\n", 5)
+
+
+@pytest.mark.parametrize("location", ["https://evil.test/", "/v1/other", "http://[", ""])
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(api: Api, run: Run, status: int, location: str) -> None:
+    head = f"HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 999\r\n\r\n"
+    api.will([head.encode()])
+    message = f"xchat: {api.host}: {status} Moved: redirects are not followed\n"
+    assert run("Hi") == Result(b"", message, 4)
+
+
+def test_the_body_of_a_redirect_or_an_error_is_not_read_to_its_end(api: Api, run: Run) -> None:
+    endless: list[Any] = [b"HTTP/1.1 503 No\r\n\r\n", *[b"x" * (1 << 20)] * 500]
+    api.will(endless)
+    start = time.monotonic()
+    assert run("Hi", "--timeout", "20").status == 5
+    assert time.monotonic() - start < 5
+
+
+def test_an_error_is_told_even_if_its_body_is_cut_short(api: Api, run: Run) -> None:
+    api.will([b"HTTP/1.1 500 Oops\r\nContent-Length: 99\r\n\r\nbroken"])
+    assert run("Hi") == Result(b"", f"xchat: {api.host}: 500 Oops: broken\n", 5)
+
+
+def test_nobody_listens(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    result = run("Hi", env={"XCHAT_BASE_URL": f"http://127.0.0.1:{port}/v1"})
+    assert result == Result(b"", f"xchat: 127.0.0.1:{port}: Connection refused\n", 3)
+
+
+def test_no_such_host(run: Run) -> None:
+    env = {"XCHAT_BASE_URL": "https://xchat.invalid/v1", "XAI_API_KEY": "k"}
+    result = run("Hi", env=env)
+    assert (result.out, result.status) == (b"", 3)
+    assert result.err.startswith("xchat: xchat.invalid: cannot find the host: ")
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([], "closed the connection without an answer"),
+        ([b"HTTP/1.1 200 OK\r\nContent-"], None),
+        ([RESET], "Connection reset by peer"),
+        ([b"SSH-2.0-OpenSSH_9.2\r\n"], None),
+        ([b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000], None),
+        ([b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000], None),
+        ([b"HTTP/1.1 abc\r\n\r\n"], None),
+    ],
+)
+def test_no_answer(api: Api, run: Run, steps: list[Any], message: str | None) -> None:
+    api.will(steps)
+    result = run("Hi")
+    assert (result.out, result.status) == (b"", 3) or (message is None and result.status == 1)
+    assert result.err.startswith(f"xchat: {api.host}: {message or ''}")
+    assert result.err.count("\n") == 1
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [HANG],
+        [HEAD, HANG],
+        [b"HTTP/1.1 200 OK\r\n", *[b"X-%d: y\r\n" % n for n in range(99)], HANG],
+        [b"HTTP/1.1 200 OK\r\n", *[b"X", 0.05] * 100],
+        [HEAD, *[b" ", 0.05] * 100],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"0", 0.05] * 100],
+        [b"HTTP/1.1 503 No\r\n\r\n", *[b" ", 0.05] * 100],
+    ],
+)
+def test_the_deadline_is_for_the_whole_answer(api: Api, run: Run, steps: list[Any]) -> None:
+    api.will(steps)
+    start = time.monotonic()
+    result = run("--timeout", "1", "Hi")
+    assert 1 < time.monotonic() - start < 2
+    message = f"xchat: {api.host}: no answer within 1 s; --timeout gives it more\n"
+    assert result == Result(b"", message, 3)
+
+
+def test_the_deadline_may_come_from_the_environment(api: Api, run: Run) -> None:
+    api.will([HANG], reply(completion()))
+    assert run("Hi", env={"XCHAT_TIMEOUT": "0.5"}).status == 3
+    assert run("Hi", "--timeout", "1e300", env={"XCHAT_TIMEOUT": "0.5"}).status == 0
+
+
+def test_connecting_has_10_seconds_at_most(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server:
+        address = server.getsockname()
+        fill = [socket.socket() for _ in range(8)]
+        for client in fill:  # the queue of connections is full, the next one is not answered
+            client.setblocking(False)
+            client.connect_ex(address)
+        env = {"XCHAT_BASE_URL": f"http://127.0.0.1:{address[1]}/v1"}
+        start = time.monotonic()
+        result = run("--timeout", "1", "Hi", env=env)
+        assert time.monotonic() - start < 2
+        message = f"xchat: 127.0.0.1:{address[1]}: no connection within 1 s\n"
+        assert result == Result(b"", message, 3)
+        for client in fill:
+            client.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("waiting_for", ["standard input", "the answer"])
+def test_a_signal_ends_it_without_a_word(
+    api: Api, run: Run, number: signal.Signals, waiting_for: str
+) -> None:
+    if waiting_for == "the answer":
+        asked = threading.Event()
+        api.will([lambda _connection: asked.set(), HANG])
+        process = run.start("Hi")
+        assert asked.wait(20)
+    else:
+        process = run.start(stdin=subprocess.PIPE)
+        assert process.stderr.readline().startswith(b"xchat: waiting for")
+    process.send_signal(number)
+    assert (process.wait(20), process.stdout.read(), process.stderr.read()) == (-number, b"", b"")
+    if process.stdin:
+        process.stdin.close()
+
+
+def test_a_signal_that_the_parent_ignores_stays_ignored(api: Api, run: Run) -> None:
+    asked, told = threading.Event(), threading.Event()
+    api.will([lambda _connection: asked.set(), told, *reply(completion())])
+    run.command = ["sh", "-c", 'trap "" INT TERM; exec "$@"', "sh", *run.command]
+    process = run.start("Hi")
+    assert asked.wait(20)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    told.set()
+    assert (process.wait(20), process.stdout.read()) == (0, b"Hello\n")
+
+
+def test_a_loop_of_bash_ends_with_the_interrupt(api: Api, run: Run) -> None:
+    asked = threading.Event()
+    api.will([lambda _connection: asked.set(), HANG])
+    script = 'for i in 1 2 3; do "$@" Hi; echo "after $i"; done'
+    process = subprocess.Popen(
+        ["bash", "-c", script, "bash", *run.command],
+        env=run.env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert asked.wait(20)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=20)[0] == b""
+    assert len(api.requests) == 1
+
+
+def test_a_long_message_is_cut(api: Api, run: Run) -> None:
+    api.will(reply(json.dumps({"error": "x" * 5000}).encode(), "400 Bad"))
+    result = run("Hi")
+    assert result.status == 4
+    assert len(result.err) < 1100

@@ -1,0 +1,289 @@
+"""Where the request and the key go, and that nothing moves them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Result, Run
+from server import Api, completion, reply
+
+KEY = "xai-abcDEF0123456789"
+NO_KEY = (
+    "xchat: no API key: set XAI_API_KEY, or XAI_API_KEY_FILE to a file that holds it"
+    " (keys: https://console.x.ai)\n"
+)
+
+
+@pytest.fixture
+def key(api: Api, run: Run) -> str:
+    """The server wants a key, and the environment has it."""
+    api.key = run.env["XAI_API_KEY"] = KEY
+    return KEY
+
+
+def test_the_key_is_sent(api: Api, run: Run, key: str) -> None:
+    api.will(reply(completion()))
+    assert run("Hi") == Result(b"Hello\n", "", 0)
+    assert api.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_white_space_around_the_key_is_dropped(api: Api, run: Run, key: str) -> None:
+    api.will(reply(completion()))
+    assert run("Hi", env={"XAI_API_KEY": f" \t{KEY}\r\n"}) == Result(b"Hello\n", "", 0)
+
+
+def test_loopback_gets_no_key_where_there_is_none(api: Api, run: Run) -> None:
+    api.will(reply(completion()), reply(completion()))
+    assert run("Hi") == Result(b"Hello\n", "", 0)
+    assert run("Hi", env={"XAI_API_KEY": " \n", "XAI_API_KEY_FILE": ""}).status == 0
+    assert all("authorization" not in request.headers for request in api.requests)
+
+
+@pytest.mark.parametrize("blank", [{}, {"XAI_API_KEY": ""}, {"XAI_API_KEY": " \t\n"}])
+def test_no_key_is_told_before_anything_is_read(run: Run, blank: dict[str, str]) -> None:
+    process = run.start("-f", "nowhere", stdin=-1, env=blank)
+    assert process.wait(20) == 2
+    assert (process.stdout.read(), process.stderr.read().decode()) == (b"", NO_KEY)
+    process.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (f"'{KEY}'", "the key stands in quotation marks; leave them off"),
+        (f'"{KEY}"', "the key stands in quotation marks; leave them off"),
+        (f"Bearer {KEY}", "the key begins with 'Bearer '; leave that off"),
+        (f"bearer\t{KEY}", "the key begins with 'Bearer '; leave that off"),
+        (f"{KEY}\n{KEY}", "the key holds a space, a control character or a letter outside ASCII"),
+        (f"{KEY} x", "the key holds a space, a control character or a letter outside ASCII"),
+        (f"{KEY}\x7f", "the key holds a space, a control character or a letter outside ASCII"),
+        (f"{KEY}é", "the key holds a space, a control character or a letter outside ASCII"),
+        (f"{KEY}\udcff", "the key holds a space, a control character or a letter outside ASCII"),
+    ],
+)
+def test_a_key_that_cannot_be_sent_is_not_shown(
+    api: Api, run: Run, tmp_path: Path, value: str, message: str
+) -> None:
+    assert run("Hi", env={"XAI_API_KEY": value}) == Result(
+        b"", f"xchat: XAI_API_KEY: {message}\n", 2
+    )
+    (tmp_path / "key").write_bytes(os.fsencode(value.replace("\n", " ")))
+    (tmp_path / "key").chmod(0o600)
+    result = run("Hi", env={"XAI_API_KEY_FILE": "key"})
+    assert result == Result(b"", f"xchat: XAI_API_KEY_FILE: {message}\n", 2)
+    assert api.requests == []
+
+
+def test_the_key_may_stand_in_the_first_line_of_a_file(api: Api, run: Run, tmp_path: Path) -> None:
+    api.key = KEY
+    path = tmp_path / "key"
+    path.write_text(f"  {KEY}\r\nsecond line\n")
+    path.chmod(0o600)
+    api.will(reply(completion()), reply(completion()), reply(completion()))
+    assert run("Hi", env={"XAI_API_KEY_FILE": str(path)}) == Result(b"Hello\n", "", 0)
+    env = {"XAI_API_KEY_FILE": str(path), "XAI_API_KEY": " "}
+    assert run("Hi", env=env) == Result(b"Hello\n", "", 0)
+    env = {"XAI_API_KEY_FILE": "nowhere", "XAI_API_KEY": KEY}
+    assert run("Hi", env=env) == Result(b"Hello\n", "", 0)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+def test_a_key_file_that_others_can_read_gets_a_warning(
+    api: Api, run: Run, tmp_path: Path, mode: int
+) -> None:
+    api.key = KEY
+    (tmp_path / "key").write_text(KEY)
+    (tmp_path / "key").chmod(mode)
+    api.will(reply(completion()), reply(completion()))
+    warning = "xchat: XAI_API_KEY_FILE: key: others can read the key; chmod 600 it\n"
+    assert run("Hi", env={"XAI_API_KEY_FILE": "key"}) == Result(b"Hello\n", warning, 0)
+    assert run("-q", "Hi", env={"XAI_API_KEY_FILE": "key"}) == Result(b"Hello\n", "", 0)
+
+
+@pytest.mark.parametrize(("name", "why"), [("no", "No such file or directory"), (".", "Is a dire")])
+def test_a_key_file_that_cannot_be_read(api: Api, run: Run, name: str, why: str) -> None:
+    result = run("Hi", env={"XAI_API_KEY_FILE": name})
+    assert (result.out, result.status) == (b"", 2)
+    assert result.err.startswith(f"xchat: XAI_API_KEY_FILE: {name}: {why}")
+
+
+def test_an_empty_key_file_is_no_key(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("\nxai-second-line\n")
+    (tmp_path / "key").chmod(0o600)
+    assert run("Hi", env={"XAI_API_KEY_FILE": "key"}) == Result(b"", NO_KEY, 2)
+
+
+def test_the_key_is_never_shown_not_even_when_the_api_echoes_it(
+    api: Api, run: Run, key: str
+) -> None:
+    echo = f"wrong key {KEY}, Authorization: Bearer {KEY}"
+    api.will(
+        reply({"error": echo}, "400 Bad Request"),
+        reply(echo.encode(), f"500 {KEY}", x_request_id=KEY),
+        reply(b"x" * 990 + KEY.encode(), "500 Oops"),
+        reply({"error": {"message": echo, "code": KEY}}),
+        reply(completion(None, finish_reason=KEY)),
+        reply(echo.encode()),
+        [f"HTTP/1.1 {KEY}\r\n\r\n".encode()],
+        [f"{KEY}\r\n\r\n".encode()],
+    )
+    results = [run("Hi") for _ in range(8)]
+    assert all(result.status != 0 for result in results)
+    assert all(KEY[:8] not in result.err + result.out.decode() for result in results)
+    assert "wrong key [the key], Authorization: Bearer [the key]" in results[0].err
+
+
+def test_netrc_does_not_replace_the_key(api: Api, run: Run, key: str, tmp_path: Path) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login user password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    api.will(reply(completion()), reply(completion()))
+    assert run("Hi").status == 0
+    api.key = ""
+    assert run("Hi", env={"XAI_API_KEY": "", "NETRC": str(tmp_path / ".netrc")}).status == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("api.x.ai/v1", "must begin with https://, or http:// for loopback, as in"),
+        ("ftp://api.x.ai/v1", "must begin with https://, or http:// for loopback, as in"),
+        ("//api.x.ai/v1", "must begin with https://, or http:// for loopback, as in"),
+        ("https://user:secret@api.x.ai/v1", "holds a user or password; the key belongs in XAI_API"),
+        ("https://secret@api.x.ai/v1", "holds a user or password; the key belongs in XAI_API_KEY"),
+        ("https://127.0.0.1\\@evil.test", "holds a user or password; the key belongs in XAI_API"),
+        ("https://", "has no valid host name"),
+        ("https:///v1", "has no valid host name"),
+        ("https://:443/v1", "has no valid host name"),
+        ("https://a..b/v1", "has no valid host name"),
+        ("https://-a/v1", "has no valid host name"),
+        ("https://a%2eb/v1", "has no valid host name"),
+        ("https://a,b/v1", "has no valid host name"),
+        ("https://" + "a" * 64 + ".test", "has no valid host name"),
+        ("https://[::1/v1", "not a URL: "),
+        ("https://[hello]/v1", "not a URL: "),
+        ("https://api.x.ai:port/v1", "not a URL: "),
+        ("https://api.x.ai:99999/v1", "not a URL: "),
+        ("https://api.x.ai /v1", "holds a space, a control character or a letter outside ASCII"),
+        ("https://api.x.ai/\x01", "holds a space, a control character or a letter outside ASCII"),
+        ("https://äpi.x.ai/v1", "holds a space, a control character or a letter outside ASCII"),
+        ("https://api.x.ai/v1?key=1", "must end with the path; leave off what follows '?' or '#'"),
+        ("https://api.x.ai/v1#a", "must end with the path; leave off what follows '?' or '#'"),
+        ("https://api.x.ai/v1/chat/completions", "leave off /chat/completions; xchat adds it"),
+        ("https://api.x.ai/v1/chat/completions/", "leave off /chat/completions; xchat adds it"),
+        ("http://api.x.ai/v1", "plain http is for loopback only; use https"),
+        ("http://192.168.1.1:8080/v1", "plain http is for loopback only; use https"),
+        ("http://localhost.evil.test/v1", "plain http is for loopback only; use https"),
+        ("http://127.0.0.1.evil.test/v1", "plain http is for loopback only; use https"),
+        ("http://0.0.0.0/v1", "plain http is for loopback only; use https"),
+    ],
+)
+def test_a_malformed_base_url(run: Run, url: str, message: str) -> None:
+    result = run("Hi", env={"XCHAT_BASE_URL": url, "XAI_API_KEY": KEY})
+    assert (result.out, result.status) == (b"", 2)
+    assert result.err.startswith(f"xchat: XCHAT_BASE_URL: {message}")
+    assert result.err.count("\n") == 1
+    assert "secret" not in result.err
+
+
+@pytest.mark.parametrize("form", ["http://127.0.0.1:{}/v1/", "HTTP://LocalHost:{}/v1", " {} "])
+def test_spellings_of_the_base_url(api: Api, run: Run, form: str) -> None:
+    url = form.format(api.port) if "://" in form else form.format(api.url)
+    if "LocalHost" in form:
+        api.host = f"LocalHost:{api.port}"
+        api.host = api.host.lower()
+    api.will(reply(completion()))
+    assert run("Hi", env={"XCHAT_BASE_URL": url}) == Result(b"Hello\n", "", 0)
+
+
+def test_ipv6_loopback_is_loopback(run: Run) -> None:
+    with (
+        contextlib.suppress(OSError),
+        socket.create_server(("::1", 0), family=socket.AF_INET6) as s,
+    ):
+        port = s.getsockname()[1]
+    result = run("Hi", env={"XCHAT_BASE_URL": f"http://[::1]:{port}/v1"})
+    assert result.status == 3
+    assert result.err.startswith(f"xchat: [::1]:{port}: ")
+
+
+@pytest.fixture
+def proxy() -> Iterator[tuple[str, list[bytes]]]:
+    """A proxy that refuses: its host and port, and the heads of what it was asked."""
+    asked: list[bytes] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                with connection:
+                    asked.append(connection.recv(65536))
+                    connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{server.getsockname()[1]}", asked
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(20)
+
+
+def test_loopback_never_goes_through_a_proxy(
+    api: Api, run: Run, key: str, proxy: tuple[str, list[bytes]]
+) -> None:
+    names = ["http_proxy", "HTTPS_PROXY", "ALL_PROXY"]
+    api.will(reply(completion()))
+    assert run("Hi", env=dict.fromkeys(names, f"http://{proxy[0]}")) == Result(b"Hello\n", "", 0)
+    assert proxy[1] == []
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_proxy_that_refuses_is_told_without_its_password(
+    run: Run, proxy: tuple[str, list[bytes]], name: str
+) -> None:
+    env = {
+        "XCHAT_BASE_URL": "https://xchat.invalid/v1",
+        "XAI_API_KEY": KEY,
+        name: f"http://user:secret@{proxy[0]}",
+    }
+    result = run("Hi", env=env)
+    assert (result.out, result.status) == (b"", 3)
+    assert result.err == (
+        "xchat: xchat.invalid: the proxy failed: Tunnel connection failed:"
+        " 407 Proxy Authentication Required\n"
+    )
+    (asked,) = proxy[1]
+    assert asked.startswith(b"CONNECT xchat.invalid:443 HTTP/1.")
+    assert KEY.encode() not in asked
+
+
+def test_no_proxy_goes_around_the_proxy(run: Run, proxy: tuple[str, list[bytes]]) -> None:
+    env = {
+        "XCHAT_BASE_URL": "https://xchat.invalid/v1",
+        "XAI_API_KEY": KEY,
+        "HTTPS_PROXY": f"http://{proxy[0]}",
+        "NO_PROXY": ".invalid",
+    }
+    assert "cannot find the host" in run("Hi", env=env).err
+    assert proxy[1] == []
+
+
+def test_a_trust_store_that_is_not_there(run: Run) -> None:
+    env = {"XCHAT_BASE_URL": "https://xchat.invalid/v1", "XAI_API_KEY": KEY}
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        result = run("Hi", env={**env, name: "/nowhere"})
+        assert result == Result(b"", f"xchat: {name}: /nowhere: No such file or directory\n", 2)
+
+
+def test_no_argument_and_no_file_moves_the_key(
+    api: Api, run: Run, key: str, tmp_path: Path, file: Callable[[str], str]
+) -> None:
+    api.extra_fields = {"base_url", "url"}
+    api.will(reply(completion()))
+    name = file("base_url: https://evil.test/v1\nurl: https://evil.test\n")
+    assert run("-q", "-f", name, "XCHAT_BASE_URL=https://evil.test") == Result(b"Hello\n", "", 0)
