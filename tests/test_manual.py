@@ -1,0 +1,141 @@
+"""The manual page says of options, variables, statuses and defaults what the code does."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from conftest import TOP, Run
+from server import Api, completion, reply
+
+import xchat
+
+PAGE = (TOP / "man" / "xchat.1").read_text()
+SOURCE = (TOP / "xchat.py").read_text()
+
+
+def section(name: str) -> str:
+    return re.split(r"^\.S[hs] ", PAGE.partition(f" {name}\n")[2], flags=re.MULTILINE)[0]
+
+
+def test_the_options_are_those_of_the_command() -> None:
+    options = {
+        name
+        for param in xchat.xchat.params
+        if isinstance(param, click.Option)
+        for name in param.opts
+    }
+    described = re.findall(r"^\.It (Fl .*)$", section("Options"), flags=re.MULTILINE)
+    names = {f"-{name}" for line in described for name in re.findall(r"Fl (\S+)", line)}
+    assert names == options
+
+
+def test_every_option_stands_in_the_synopsis() -> None:
+    synopsis = section("SYNOPSIS")
+    letters = set("".join(re.findall(r"Fl ([a-z]+)\b", synopsis)))
+    long = set(re.findall(r"Fl -([a-z-]+)", synopsis))
+    for param in xchat.xchat.params:
+        if isinstance(param, click.Option):
+            assert {name.lstrip("-") for name in param.opts} & (letters | long), param.opts
+
+
+def test_the_variables_are_those_that_the_code_reads() -> None:
+    described = set(re.findall(r"[A-Z_]{5,}", " ".join(re.findall(r"^\.It Ev (.*)$", PAGE, re.M))))
+    read = set(re.findall(r'"((?:XAI|XCHAT|REQUESTS|CURL|SSL)_[A-Z_]+)"', SOURCE))
+    assert described == read | {"HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
+
+
+def test_the_statuses_are_those_of_the_failures() -> None:
+    described = re.findall(r"^\.It (\d)$", section("EXIT STATUS"), re.MULTILINE)
+    failures: list[Any] = xchat.Failure.__subclasses__()
+    assert described == ["0", *(str(failure.exit_code) for failure in failures)]
+
+
+@pytest.mark.parametrize(
+    "default",
+    [
+        f"\n.Cm {xchat.MODEL} .",
+        f"\n.Cm {xchat.TIMEOUT} :",
+        f"At most {xchat.CONNECT_TIMEOUT} seconds",
+        f"\n.Lk {xchat.BASE_URL} .",
+        f"{xchat.INPUT_LIMIT >> 20} MiB",
+        f"nesting of more than {xchat.NESTING_LIMIT}\nlevels",
+    ],
+)
+def test_the_defaults_and_limits_are_those_of_the_code(default: str) -> None:
+    assert default in PAGE
+
+
+def test_the_roles_are_those_of_the_code() -> None:
+    roles = PAGE.partition("\nRoles are\n")[2].partition("in any order")[0]
+    assert tuple(re.findall(r"\.Cm (\w+)", roles)) == xchat.ROLES
+
+
+def unformat(text: str) -> str:
+    return text.replace("\\(dq", '"').replace("\\-", "-").replace("\\&", "")
+
+
+def blocks() -> list[str]:
+    return re.findall(r"^\.Bd .*\n((?:.*\n)*?)\.Ed$", section("EXAMPLES"), re.MULTILINE)
+
+
+def examples() -> list[str]:
+    lines = re.findall(r"^\.Dl \$ (.*)$", section("EXAMPLES"), re.MULTILINE)
+    return [unformat(line) for line in [*lines, blocks()[1]]]
+
+
+@pytest.fixture
+def shell(run: Run, tmp_path: Path) -> Run:
+    """A shell in which xchat is a command, and where the files are that the examples name."""
+    (tmp_path / "bin").mkdir()
+    for name, script in {
+        "xchat": " ".join(f"'{word}'" for word in run.command) + ' "$@"',
+        "git": "echo a change",
+        "mail": 'cat; echo "mail $*"',
+    }.items():
+        command = tmp_path / "bin" / name
+        command.write_text(f"#!/bin/sh\n{script}\n")
+        command.chmod(0o755)
+    (tmp_path / "article.txt").write_text("An article.\n")
+    (tmp_path / "list").write_text("one\ntwo\n")
+    (tmp_path / "tutor.yaml").write_text(unformat(blocks()[0]))
+    (tmp_path / "request.json").write_text(
+        '{"model":"m","messages":[{"role":"user","content":"U"}]}'
+    )
+    run.env["PATH"] = f"{tmp_path / 'bin'}:{os.defpath}"
+    run.command = ["sh", "-c"]
+    return run
+
+
+@pytest.mark.parametrize("example", examples())
+def test_an_example_runs(api: Api, shell: Run, tmp_path: Path, example: str) -> None:
+    requests = 0 if "--dry-run" in example else 2 if "while" in example else 1
+    api.will(*[reply(completion())] * requests)
+    result = shell(example)
+    assert (result.err, result.status) == ("", 0)
+    out = {"--dry-run": b"", "mail": b"Hello\nmail -s Reply me\n", "while": b"Hello\nHello\n"}
+    assert result.out == next((out[word] for word in out if word in example), b"Hello\n")
+    assert len(api.requests) == requests
+    if "tee" in example:
+        assert (tmp_path / "review.txt").read_text() == "Hello\n"
+        assert api.body["messages"][0]["content"] == "Review this change\n\na change\n"
+    if "--dry-run" in example:
+        assert '"temperature":0.0' in (tmp_path / "request.json").read_text()
+
+
+def test_the_help_has_every_option_under_a_heading() -> None:
+    with click.Context(xchat.xchat) as ctx:
+        lines = xchat.xchat.get_help(ctx).splitlines()
+    shown = {line.split()[0].rstrip(",") for line in lines if line.startswith("  -")}
+    options = [param for param in xchat.xchat.params if isinstance(param, click.Option)]
+    assert shown == {option.opts[0] for option in options}
+    assert {line for line in lines if line.endswith(":")} >= {"Prompt:", "Request:", "Other:"}
+
+
+def test_the_module_can_be_run() -> None:
+    assert (TOP / "xchat.py").stat().st_mode & stat.S_IXUSR
