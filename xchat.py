@@ -147,6 +147,9 @@ def read_server(*, warn: Warn) -> Server:
     return Server(base_url, host, loopback, key)
 
 
+HOST_NAME = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?")
+
+
 def parse_base_url(url: str) -> tuple[str, str, bool]:
     """Return the base URL without a final slash, its host, and whether that is on loopback."""
     from urllib.parse import urlsplit
@@ -163,7 +166,7 @@ def parse_base_url(url: str) -> tuple[str, str, bool]:
         raise BadInput("holds a user or password; the key belongs in XAI_API_KEY")
     if parts.scheme not in ("http", "https"):
         raise BadInput(f"must begin with https://, or http:// for loopback, as in {BASE_URL}")
-    if not re.fullmatch(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?|[0-9a-f:.]*:[0-9a-f:.]*", host):
+    if not (is_ipv6(host) if "[" in parts.netloc else HOST_NAME.fullmatch(host)):
         raise BadInput("has no valid host name")
     if "?" in url or "#" in url:
         raise BadInput("must end with the path; leave off what follows '?' or '#'")
@@ -175,13 +178,20 @@ def parse_base_url(url: str) -> tuple[str, str, bool]:
     return url, parts.netloc, loopback
 
 
+def is_ipv6(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).version == 6
+    except ValueError:
+        return False
+
+
 def is_loopback(host: str) -> bool:
     import ipaddress
 
-    if host == "localhost":
-        return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -1098,6 +1108,10 @@ class Option(click.Option):
     def __init__(self, *args: Any, heading: str, **attrs: Any) -> None:
         super().__init__(*args, **attrs)
         self.heading = heading
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Return what an error calls the option; not all releases of click name its variable."""
+        return " / ".join([*self.opts, *([str(self.envvar)] if self.envvar else [])])
 
 
 class Command(click.Command):
