@@ -604,7 +604,8 @@ def parse_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise BadInput(f"not YAML: {place}{error.problem}") from None
+        hint = "; quote text with a colon in it" if "mapping values" in str(error) else ""
+        raise BadInput(f"not YAML: {place}{error.problem}{hint}") from None
     except yaml.reader.ReaderError as error:
         raise BadInput(f"not YAML: {error.reason} (character {error.position})") from None
 
@@ -791,10 +792,16 @@ def ask(server: Server, body: bytes, *, timeout: float) -> Iterator[str]:
         request_id = f" (request id {answer.request_id})" if answer.request_id else ""
         yield from read_completion(answer)
     except Failure as failure:
-        message = f"{server.host}: {failure.message}{request_id}"
-        if server.key:  # servers echo it
-            message = message.replace(server.key, "[the key]")
+        message = f"{server.host}: {hide(failure.message + request_id, server.key)}"
         raise type(failure)(message) from None
+
+
+def hide(text: str, key: str) -> str:
+    """Return the text without the key, which servers echo."""
+    if len(key) > 7:
+        return text.replace(key, "[the key]")
+    # as short as this, a local server's key may well be a part of words
+    return re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", "[the key]", text) if key else text
 
 
 def fetch(server: Server, body: bytes, *, verify: str | bool, timeout: float) -> Answer:
@@ -1256,10 +1263,13 @@ def main() -> int:
     try:
         check_stdout()
         status = xchat.main(prog_name="xchat", standalone_mode=False)
+    except click.NoSuchOption as error:
+        near = " or ".join(error.possibilities or [])
+        hint = f"did you mean {near}?" if near else "a prompt that begins with - goes after --"
+        tell(f"no such option: {error.option_name}; {hint}")
+        return error.exit_code
     except click.UsageError as error:
-        dashes = "; a prompt that begins with '-' goes after '--'"
-        hint = dashes if isinstance(error, click.NoSuchOption) else ""
-        tell(f"{error.format_message().rstrip('.')}{hint}; try 'xchat --help'")
+        tell(f"{error.format_message().rstrip('.')}; try 'xchat --help'")
         return error.exit_code
     except Failure as failure:
         tell(failure.message)

@@ -313,7 +313,8 @@ BAD = [
     ("- user: !!bool 7", 'line 1: "7" is no valid bool'),
     (
         "- user: Note: this",
-        "not YAML: line 1, column 13: mapping values are not allowed in this context",
+        "not YAML: line 1, column 13: mapping values are not allowed in this context;"
+        " quote text with a colon in it",
     ),
     ("- user: 'hi", None),
     ("- user: hi\n\t- x: y", None),

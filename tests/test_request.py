@@ -112,17 +112,18 @@ def test_a_dry_run_needs_no_key_and_sends_nothing(api: Api, run: Run) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--tempreature", "1"], "No such option"),
-        (["-t", "warm"], "'warm' is not a valid number"),
-        (["-t", "nan"], "'nan' is not a valid number"),
-        (["-t", "2.5"], "2.5 is not in the range 0<=x<=2"),
-        (["--max-tokens", "0"], "0 is not in the range x>=1"),
-        (["--max-tokens", "1.5"], "'1.5' is not a valid integer"),
-        (["--timeout", "0"], "0.0 is not in the range x>0"),
-        (["--timeout", "inf"], "'inf' is not a valid number"),
-        (["-s"], "Option '-s' requires an argument"),
-        (["--stream"], "No such option"),
-        (["-5", "+", "3"], "a prompt that begins with '-' goes after '--'"),
+        (["--tempreature", "1"], "no such option: --tempreature; did you mean --temperature?\n"),
+        (["--fil", "x"], "no such option: --fil; did you mean --file?\n"),
+        (["-t", "warm"], "'warm' is not a valid number; try 'xchat --help'\n"),
+        (["-t", "nan"], "'nan' is not a valid number; try 'xchat --help'\n"),
+        (["-t", "2.5"], "2.5 is not in the range 0<=x<=2; try 'xchat --help'\n"),
+        (["--max-tokens", "0"], "0 is not in the range x>=1; try 'xchat --help'\n"),
+        (["--max-tokens", "1.5"], "'1.5' is not a valid integer range; try 'xchat --help'\n"),
+        (["--timeout", "0"], "0.0 is not in the range x>0; try 'xchat --help'\n"),
+        (["--timeout", "inf"], "'inf' is not a valid number; try 'xchat --help'\n"),
+        (["-s"], "Option '-s' requires an argument; try 'xchat --help'\n"),
+        (["--zzz"], "no such option: --zzz; a prompt that begins with - goes after --\n"),
+        (["-5", "+", "3"], "no such option: -5; a prompt that begins with - goes after --\n"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_nothing_is_sent(
@@ -131,8 +132,7 @@ def test_a_wrong_option_is_one_line_and_nothing_is_sent(
     result = run("Hi", *args)
     assert (result.out, result.status) == (b"", 2)
     assert result.err.startswith("xchat: ")
-    assert message in result.err
-    assert result.err.endswith("; try 'xchat --help'\n")
+    assert result.err.endswith(message)
     assert result.err.count("\n") == 1
     assert api.requests == []
 

@@ -139,6 +139,16 @@ def test_the_key_is_never_shown_not_even_when_the_api_echoes_it(
     assert "wrong key [the key], Authorization: Bearer [the key]" in results[0].err
 
 
+@pytest.mark.parametrize("key", ["e", "x.ai", "$^"])
+def test_a_short_key_is_hidden_but_does_not_hide_what_it_is_a_part_of(
+    api: Api, run: Run, key: str
+) -> None:
+    api.key = key
+    api.will(reply({"error": f"key {key}, please"}, "400 Bad Request"))
+    message = f"xchat: {api.host}: 400 Bad Request: key [the key], please (request id req-7)\n"
+    assert run("Hi", env={"XAI_API_KEY": key}) == Result(b"", message, 4)
+
+
 def test_netrc_does_not_replace_the_key(api: Api, run: Run, key: str, tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login user password secret\n")
     (tmp_path / ".netrc").chmod(0o600)
