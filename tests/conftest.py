@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,10 @@ from typing import Any
 
 import pytest
 from server import Api
+
+# what the tests run must not inherit that a background job ignores the first, and nohup the second
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TOP = Path(__file__).parent.parent
 XCHAT = TOP / "xchat.py"
