@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 if TYPE_CHECKING:
+    import ipaddress
     import queue
 
 
@@ -96,11 +97,13 @@ class Unavailable(Failure):
 
 @contextlib.contextmanager
 def at(place: str) -> Iterator[None]:
-    """Put the place before the message of a failure inside, so that it reads as a path."""
+    """Put the place before what fails inside, a file that cannot be read included."""
     try:
         yield
     except Failure as failure:
         raise type(failure)(f"{place}: {failure.message}") from None
+    except OSError as error:
+        raise BadInput(f"{place}: {error.strerror}") from None
 
 
 # control characters, line separators, and what makes a terminal write from right to left
@@ -166,34 +169,28 @@ def parse_base_url(url: str) -> tuple[str, str, bool]:
         raise BadInput("holds a user or password; the key belongs in XAI_API_KEY")
     if parts.scheme not in ("http", "https"):
         raise BadInput(f"must begin with https://, or http:// for loopback, as in {BASE_URL}")
-    if not (is_ipv6(host) if "[" in parts.netloc else HOST_NAME.fullmatch(host)):
+    address = address_of(host)
+    if "[" in parts.netloc and (address is None or address.version != 6):
+        raise BadInput("has no valid address in the brackets")
+    if not (address or HOST_NAME.fullmatch(host)):
         raise BadInput("has no valid host name")
     if "?" in url or "#" in url:
         raise BadInput("must end with the path; leave off what follows '?' or '#'")
     if parts.path.endswith("/chat/completions"):
         raise BadInput("leave off /chat/completions; xchat adds it")
-    loopback = is_loopback(host)
+    loopback = address.is_loopback if address else host == "localhost"
     if parts.scheme == "http" and not loopback:
         raise BadInput("plain http is for loopback only; use https")
     return url, parts.netloc, loopback
 
 
-def is_ipv6(host: str) -> bool:
+def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the IP address that a host is given as, None for a name."""
     import ipaddress
 
-    try:
-        return ipaddress.ip_address(host).version == 6
-    except ValueError:
-        return False
-
-
-def is_loopback(host: str) -> bool:
-    import ipaddress
-
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host)
+    return None
 
 
 def read_key(*, warn: Warn) -> str:
@@ -210,12 +207,9 @@ def read_key(*, warn: Warn) -> str:
 
 
 def read_key_file(path: str, *, warn: Warn) -> str:
-    try:
-        with open(path, "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
-            line = file.readline(BLOCK)
-    except OSError as error:
-        raise BadInput(error.strerror or str(error)) from None
+    with open(path, "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        line = file.readline(BLOCK)
     if stat.S_ISREG(mode) and mode & 0o044:
         warn(f"XAI_API_KEY_FILE: {path}: others can read the key; chmod 600 it")
     return line.decode("latin-1").strip()
@@ -235,12 +229,8 @@ def check_key(key: str) -> None:
 
 
 def read_file(path: str) -> str:
-    """Return the text of a file, or raise BadInput."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return decode(read_bytes(file))
-    except OSError as error:
-        raise BadInput(error.strerror or str(error)) from None
+    with open(path, "rb", buffering=0) as file:
+        return decode(read_bytes(file))
 
 
 def read_stdin(*, hint: str, warn: Warn) -> str:
@@ -250,15 +240,12 @@ def read_stdin(*, hint: str, warn: Warn) -> str:
     """
     if sys.stdin is None:
         return ""
-    try:
-        with open(0, "rb", buffering=0, closefd=False) as stdin:
-            if stdin.isatty():
-                warn("reading from the terminal; end with Ctrl-D")
-            elif not select.select([stdin], [], [], HINT_DELAY)[0]:
-                warn(hint)
-            return decode(read_bytes(stdin))
-    except OSError as error:
-        raise BadInput(error.strerror or str(error)) from None
+    with open(0, "rb", buffering=0, closefd=False) as stdin:
+        if stdin.isatty():
+            warn("reading from the terminal; end with Ctrl-D")
+        elif not select.select([stdin], [], [], HINT_DELAY)[0]:
+            warn(hint)
+        return decode(read_bytes(stdin))
 
 
 def read_bytes(file: io.FileIO) -> bytearray:
