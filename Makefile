@@ -9,8 +9,6 @@ BASH = $(DATADIR)/bash-completion/completions/xchat
 ZSH  = $(DATADIR)/zsh/site-functions/_xchat
 FISH = $(DATADIR)/fish/vendor_completions.d/xchat.fish
 
-# the oldest releases that setup.cfg admits, tested by test-all beside the newest
-OLDEST  = click==8.1.0 requests==2.32.0 urllib3==2.2.0 PyYAML==6.0.1
 PYTHONS = $(shell for python in python3.10 python3.11 python3.12 python3.13 python3.14 python3.15 \
 	"$$HOME"/.pyenv/versions/*/bin/python3.1[0-9]; do \
 	$$python -c 'import sys; print(sys.executable)' 2>/dev/null; done | sort -u)
@@ -42,7 +40,7 @@ $(VENV)/made: setup.cfg pyproject.toml
 	touch $@
 
 test-all:
-	for python in $(PYTHONS); do for pins in "$(OLDEST)" ""; do \
+	for python in $(PYTHONS); do for pins in '-r tests/oldest.txt' ''; do \
 		echo "$$python $${pins:-newest}" && rm -rf .venv-all && \
 		$$python -m venv .venv-all && \
 		.venv-all/bin/pip install -q --disable-pip-version-check -e '.[test]' $$pins && \
