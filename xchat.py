@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import json
 import math
 import os
@@ -30,7 +31,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -53,6 +54,9 @@ REPLY_LIMIT = 64 * MIB  # bytes of a reply, decompressed
 ERROR_LIMIT = MIB // 16  # bytes of an error's body that are looked at
 BLOCK = 1 << 16  # bytes per read
 NESTING_LIMIT = 100  # levels of a conversation file
+KEEPALIVE = (60, 30)  # seconds of silence before the first probe, and between probes
+BACKOFF_LIMIT = 30  # seconds between two attempts, if the server names no time
+RETRY_AFTER_LIMIT = 120  # seconds; a server that names a longer time is not asked again
 
 JSON = dict[str, Any]
 Warn = Callable[[str], None]
@@ -62,7 +66,15 @@ Warn = Callable[[str], None]
 
 
 class Failure(click.ClickException):
-    """Expected, not a bug: one line on standard error, and the exit status of the class."""
+    """Expected, not a bug: one line on standard error, and the exit status of the class.
+
+    repeat_after is None, or the seconds after which the request may be posted again, as it cannot
+    have produced a reply; 0 where any time will do.
+    """
+
+    def __init__(self, message: str, *, repeat_after: float | None = None) -> None:
+        super().__init__(message)
+        self.repeat_after = repeat_after
 
 
 class BadReply(Failure):
@@ -727,8 +739,6 @@ def build_body(
     *, systems: Sequence[str], fields: JSON, messages: list[JSON], prompt: str, options: JSON
 ) -> JSON:
     """Return the body of the request: https://docs.x.ai/docs/api-reference#chat-completions."""
-    if fields.get("stream"):
-        raise BadInput("'stream: true' is not supported yet")
     messages = [{"role": "system", "content": text} for text in systems] + messages
     if prompt.strip():
         messages.append({"role": "user", "content": prompt})
@@ -738,6 +748,18 @@ def build_body(
     body: JSON = {"model": model, "messages": messages, **fields}
     body.update((name, value) for name, value in options.items() if value is not None)
     return body
+
+
+def choose_stream(body: JSON, wanted: bool | None) -> None:
+    """Ask for a stream or not: as the option says, else the files, else for a terminal."""
+    if wanted is None and "stream" not in body:
+        wanted = os.isatty(1)
+    if wanted:
+        body["stream"] = True
+        body.setdefault("stream_options", {"include_usage": True})
+    elif wanted is False:
+        body.pop("stream", None)
+        body.pop("stream_options", None)
 
 
 def encode_body(body: JSON) -> bytes:
@@ -757,30 +779,87 @@ class Body(io.BytesIO):
         return super().read(size)
 
 
+class StatusLine:
+    """Says on a terminal what a run waits for, until there is output; else it says nothing."""
+
+    def __init__(self, model: str, *, quiet: bool) -> None:
+        is_dumb = os.environ.get("TERM", "dumb") == "dumb"
+        self.is_wanted = not (quiet or is_dumb or sys.stderr is None) and os.isatty(2)
+        self.is_drawn = False
+        self.activity = f"waiting for {model}"
+        self.start = self.drawn = time.monotonic()
+
+    def tick(self) -> None:
+        """Draw the line if it was not for a second."""
+        now = time.monotonic()
+        if self.is_wanted and now >= self.drawn + 1:
+            self.drawn, self.is_drawn = now, True
+            line = UNPRINTABLE.sub(" ", f"{self.activity}, {now - self.start:.0f} s")
+            width = os.get_terminal_size(2).columns - 1
+            self.write(b"\r\x1b[K" + line.encode("ascii", "replace")[:width])
+
+    def erase(self) -> None:
+        if self.is_drawn:
+            self.is_drawn = False
+            self.write(b"\r\x1b[K")
+
+    def end(self) -> None:
+        """Make place for output."""
+        self.erase()
+        self.is_wanted = False
+
+    def write(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            os.write(2, data)
+
+
 class Answer(NamedTuple):
-    """What the server answered."""
+    """What the server answers; the blocks of a body that is not whole end in a Failure."""
 
     status: int
     reason: str
-    request_id: str
-    body: bytes
-    cut: str  # why the body is not whole; empty when it is
+    headers: Mapping[str, str]
+    blocks: Iterator[bytes]
 
 
-def ask(server: Server, body: bytes, *, timeout: float) -> Iterator[str]:
-    """Post the body once and yield the text of the reply; raise a Failure when it is not whole.
+def ask(
+    server: Server, body: bytes, *, timeout: float, retries: int, status: StatusLine, warn: Warn
+) -> Iterator[str]:
+    """Post the body and yield the text of the reply, piece by piece as it comes.
 
-    timeout is in seconds, from the first look-up of the host to the last byte of the answer.
+    A reply that is not whole ends in a Failure.  timeout is in seconds, from the first look-up of
+    the host to the last byte.  The body is posted again, at most retries times, where it cannot
+    have produced a reply.
     """
     verify = trust_store() if server.base_url.startswith("https") else True
-    request_id = ""
-    try:
-        answer = fetch(server, body, verify=verify, timeout=timeout)
-        request_id = f" (request id {answer.request_id})" if answer.request_id else ""
-        yield from read_completion(answer)
-    except Failure as failure:
-        message = f"{server.host}: {hide(failure.message + request_id, server.key)}"
-        raise type(failure)(message) from None
+    clock = Clock(timeout, status.tick)
+    for attempt in range(retries + 1):
+        answer = None
+        try:
+            answer = fetch(server, body, verify=verify, clock=clock)
+            yield from read_reply(answer, status)
+            return
+        except Failure as failure:
+            request_id = answer.headers.get("x-request-id") if answer else None
+            suffix = f" (request id {request_id})" if request_id else ""
+            message = f"{server.host}: {hide(failure.message + suffix, server.key)}"
+            wait = seconds_to_wait(failure, attempt)
+            if attempt == retries or wait is None or wait > clock.seconds_left():
+                raise type(failure)(message) from None
+        finally:
+            status.erase()
+        warn(f"{message}; trying again in {wait:.1f} s")
+        time.sleep(wait)
+
+
+def seconds_to_wait(failure: Failure, attempt: int) -> float | None:
+    """Return how long to wait before the body is posted again; None: it is not."""
+    import random
+
+    if failure.repeat_after is None or failure.repeat_after > RETRY_AFTER_LIMIT:
+        return None
+    backoff = min(2.0**attempt, BACKOFF_LIMIT)
+    return (failure.repeat_after or backoff) + random.uniform(0, backoff)
 
 
 def hide(text: str, key: str) -> str:
@@ -791,38 +870,80 @@ def hide(text: str, key: str) -> str:
     return re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", "[the key]", text) if key else text
 
 
-def fetch(server: Server, body: bytes, *, verify: str | bool, timeout: float) -> Answer:
-    """Post the body and return the answer with all of its body that is of use."""
+class Clock:
+    """Waits until the deadline; on_tick is called at least once a second meanwhile."""
+
+    def __init__(self, timeout: float, on_tick: Callable[[], None]) -> None:
+        self.timeout = timeout
+        self.late = f"no answer within {timeout:g} s; --timeout gives it more"
+        self.deadline = time.monotonic() + timeout
+        self.on_tick = on_tick
+
+    def seconds_left(self) -> float:
+        return max(self.deadline - time.monotonic(), 0)
+
+    def wait_for(self, events: queue.SimpleQueue[Any], *, at_most: float = math.inf) -> Any:
+        """Return the next event, or raise it if it is an exception; queue.Empty: it is late."""
+        import queue
+
+        end = min(time.monotonic() + at_most, self.deadline)
+        while True:
+            left = end - time.monotonic()
+            try:
+                event = events.get(timeout=max(min(left, 1), 0))
+            except queue.Empty:
+                if left <= 1:
+                    raise
+                self.on_tick()
+                continue
+            if isinstance(event, BaseException):
+                raise event
+            return event
+
+
+def fetch(server: Server, body: bytes, *, verify: str | bool, clock: Clock) -> Answer:
+    """Post the body once and return the answer as soon as its headers are there."""
     import queue
     import threading
 
     from requests.exceptions import InvalidSchema, ProxyError
+
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    may_post = [True]  # popped by who connects in time, or else by who gives up waiting for that
+    exchange = prepare_exchange(server, body, verify=verify, may_post=may_post, on_event=events.put)
+    threading.Thread(target=exchange, daemon=True).start()
+    limit = min(CONNECT_TIMEOUT, clock.timeout)
+    try:
+        try:
+            clock.wait_for(events, at_most=limit)
+        except queue.Empty:
+            if may_post and may_post.pop():
+                raise NoAnswer(f"no connection within {limit:g} s", repeat_after=0) from None
+        response = clock.wait_for(events)
+    except queue.Empty:
+        raise NoAnswer(clock.late) from None
+    except (ProxyError, InvalidSchema) as error:
+        raise NoAnswer(f"the proxy failed: {explain(error)}", repeat_after=0) from None
+    except wire_errors() as error:
+        raise NoAnswer(explain(error), repeat_after=0 if may_post else None) from None
+    blocks = read_blocks(events, clock)
+    return Answer(response.status_code, response.reason or "", response.headers, blocks)
+
+
+def wire_errors() -> tuple[type[Exception], ...]:
+    """Return what requests and urllib3 raise; some of it is a bare OSError or ValueError."""
     from urllib3.exceptions import HTTPError
 
-    start = time.monotonic()
-    deadline = start + timeout
-    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    exchange = prepare_exchange(server, body, verify=verify, on_event=events.put)
-    threading.Thread(target=exchange, daemon=True).start()
-    try:
-        limit = min(CONNECT_TIMEOUT, timeout)
-        next_event(events, start + limit, late=f"no connection within {limit:g} s")
-        late = f"no answer within {timeout:g} s; --timeout gives it more"
-        response = next_event(events, deadline, late=late)
-    except (ProxyError, InvalidSchema) as error:
-        raise NoAnswer(f"the proxy failed: {explain(error)}") from None
-    except (OSError, ValueError, HTTPError) as error:
-        raise NoAnswer(explain(error)) from None
-    return Answer(
-        response.status_code,
-        response.reason or "",
-        response.headers.get("x-request-id", ""),
-        *read_body(events, deadline, is_error=response.status_code >= 300, late=late),
-    )
+    return (OSError, ValueError, HTTPError)
 
 
 def prepare_exchange(
-    server: Server, body: bytes, *, verify: str | bool, on_event: Callable[[Any], None]
+    server: Server,
+    body: bytes,
+    *,
+    verify: str | bool,
+    may_post: list[bool],
+    on_event: Callable[[Any], None],
 ) -> Callable[[], None]:
     """Return the function that does the exchange, for a thread of its own.
 
@@ -834,23 +955,38 @@ def prepare_exchange(
     import requests
     from requests.adapters import HTTPAdapter
     from requests.utils import get_environ_proxies
+    from urllib3.connection import HTTPConnection
 
     url = f"{server.base_url}/chat/completions"
     proxies = {} if server.loopback else get_environ_proxies(url)
     headers = {
         "Content-Type": "application/json",
-        "Accept": "application/json",
+        "Accept": "application/json, text/event-stream",
         "User-Agent": f"xchat/{__version__}",
     }
     if server.key:
         headers["Authorization"] = f"Bearer {server.key}"
+    socket_options = [*HTTPConnection.default_socket_options, *keepalive_options()]
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            super().init_poolmanager(*args, **kwargs, socket_options=socket_options)
+
+        def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+            return super().proxy_manager_for(proxy, **kwargs, socket_options=socket_options)
+
+    def on_connected() -> None:
+        if not may_post:
+            raise TimeoutError
+        may_post.pop()
+        on_event(None)
 
     def exchange() -> None:
         try:
-            data = Body(body, on_connected=lambda: on_event(None))
+            data = Body(body, on_connected=on_connected)
             request = requests.Request("POST", url, headers=headers, data=data).prepare()
             # the adapter, not a session: no netrc, no redirects, no cookies
-            response = HTTPAdapter().send(
+            response = Adapter().send(
                 request,
                 stream=True,
                 timeout=(CONNECT_TIMEOUT / 2, None),  # for each address of the host
@@ -858,6 +994,8 @@ def prepare_exchange(
                 proxies=proxies,
             )
             on_event(response)
+            if "," in response.headers.get("content-encoding", ""):
+                raise ValueError("compressed more than once")  # as a bomb is
             block = None
             while block != b"":
                 block = response.raw.read1(BLOCK, decode_content=True)
@@ -866,6 +1004,18 @@ def prepare_exchange(
             on_event(error)
 
     return exchange
+
+
+def keepalive_options() -> list[tuple[int, int, int]]:
+    """Return the socket options that probe a silent connection, lest middleboxes forget it."""
+    import socket
+
+    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # BSD; macOS
+    options = {idle: KEEPALIVE[0], getattr(socket, "TCP_KEEPINTVL", None): KEEPALIVE[1]}
+    return [
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        *[(socket.IPPROTO_TCP, name, value) for name, value in options.items() if name is not None],
+    ]
 
 
 def trust_store() -> str | bool:
@@ -888,38 +1038,21 @@ def trust_store() -> str | bool:
     return paths.cafile or True
 
 
-def next_event(events: queue.SimpleQueue[Any], deadline: float, *, late: str) -> Any:
-    """Return what the exchange hands over next; raise what it raised, or NoAnswer."""
+def read_blocks(events: queue.SimpleQueue[Any], clock: Clock) -> Iterator[bytes]:
+    """Yield the blocks of a body as they arrive, and raise a Failure unless it ends well."""
     import queue
-    import threading
 
-    seconds = min(max(deadline - time.monotonic(), 0), threading.TIMEOUT_MAX)
+    size = 0
     try:
-        event = events.get(timeout=seconds)
-    except queue.Empty:
-        raise NoAnswer(late) from None
-    if isinstance(event, BaseException):
-        raise event
-    return event
-
-
-def read_body(
-    events: queue.SimpleQueue[Any], deadline: float, *, is_error: bool, late: str
-) -> tuple[bytes, str]:
-    """Return the body, and why it is not whole if it is not."""
-    from urllib3.exceptions import HTTPError
-
-    body = bytearray()
-    try:
-        while block := next_event(events, deadline, late=late):
-            body += block
-            if is_error and len(body) > ERROR_LIMIT:
-                break
-            if len(body) > REPLY_LIMIT:
+        while block := clock.wait_for(events):
+            yield block
+            size += len(block)
+            if size > REPLY_LIMIT:
                 raise BadReply(f"the reply has more than {REPLY_LIMIT // MIB} MiB")
-    except (OSError, ValueError, HTTPError) as error:
-        return bytes(body), explain(error)
-    return bytes(body), ""
+    except queue.Empty:
+        raise NoAnswer(clock.late) from None
+    except wire_errors() as error:
+        raise BadReply(f"the reply is cut short: {explain(error)}") from None
 
 
 def explain(error: BaseException) -> str:
@@ -934,8 +1067,12 @@ def explain(error: BaseException) -> str:
         return f"cannot find the host: {error.strerror}"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"cannot trust its certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed: {error.reason or error}"
     if isinstance(error, http.client.RemoteDisconnected):
         return "closed the connection without an answer"
+    if isinstance(error, http.client.BadStatusLine):
+        return f"does not speak HTTP: {error}"
     if isinstance(error, http.client.IncompleteRead):
         return "closed the connection in the middle"
     if isinstance(error, TimeoutError):
@@ -946,54 +1083,193 @@ def explain(error: BaseException) -> str:
 # Replying ------------------------------------------------------------------------------------
 
 
-def read_completion(answer: Answer) -> Iterator[str]:
-    """Yield the text of the first choice, then raise a Failure if it is not the whole reply.
+def read_reply(answer: Answer, status: StatusLine) -> Iterator[str]:
+    """Yield the text of the reply, then raise a Failure if that is not all of it."""
+    if not 200 <= answer.status < 300:
+        raise refusal(answer)
+    head, blocks = peek(answer.blocks)
+    is_stream = "event-stream" in answer.headers.get("content-type", "")
+    if head[:1] in (b"{", b"<") or not (is_stream or STREAM.match(head)):
+        pieces = read_completion(b"".join(blocks))
+    else:
+        pieces = read_stream(blocks, status)
+    for piece in pieces:
+        status.end()
+        yield piece
+
+
+STREAM = re.compile(rb"data|event|id|retry|:")
+
+
+BOM = b"\xef\xbb\xbf"
+
+
+def peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
+    """Return what the body begins with, white space and a byte-order mark aside, and all of it."""
+    seen, head = [], b""
+    while not head and (block := next(blocks, b"")):
+        seen.append(block)
+        head = block.lstrip(BOM + b" \t\r\n")
+    return head, itertools.chain(seen, blocks)
+
+
+def read_completion(body: bytes) -> Iterator[str]:
+    """Yield the text of the first choice of a completion.
 
     The body is a ChatResponse: https://docs.x.ai/docs/api-reference#chat-completions.
     """
-    if not 200 <= answer.status < 300:
-        raise refusal(answer)
-    if answer.cut:
-        raise BadReply(f"the reply is cut short: {answer.cut}")
+    value = parse_reply(body)
     try:
-        value = json.loads(answer.body.decode("utf-8-sig", errors="replace"))
-        if isinstance(value, dict) and value.get("error") and not value.get("choices"):
-            raise error_in_reply(value)
         choice = value["choices"][0]
-        text = choice["message"].get("content") or ""
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        raise BadReply(f"not a completion: {excerpt(answer.body)}") from None
+        message = dict(choice["message"])
+        text = message.get("content") or ""
+    except (LookupError, TypeError, ValueError):
+        raise BadReply(f"not a completion: {excerpt(body)}") from None
     if not isinstance(text, str):
         raise BadReply(f"not a completion: the content is {show(text)}")
-    yield text
-    check_finish(choice, text)
+    if text:
+        yield text
+    check_finish(choice.get("finish_reason"), message, is_empty=not text)
 
 
-def check_finish(choice: JSON, text: str) -> None:
-    """Raise BadReply when the choice is not a whole reply."""
-    reason = choice.get("finish_reason")
+def read_stream(blocks: Iterator[bytes], status: StatusLine) -> Iterator[str]:
+    """Yield the text of the first choice of a streamed completion, as it comes.
+
+    The events are ChatResponseChunks: https://docs.x.ai/docs/guides/streaming-response. A finish
+    reason or [DONE] ends the reply; what comes after, or a broken connection, does not matter.
+    """
+    finish_reason = None
+    message: JSON = {}
+    is_done, is_empty = False, True
+    try:
+        for data in read_events(blocks):
+            is_done = data == b"[DONE]"
+            if is_done:
+                break
+            for choice in choices_of(parse_reply(data)):
+                finish_reason = choice.get("finish_reason") or finish_reason
+                delta = choice["delta"]
+                message.update((name, value) for name, value in delta.items() if value)
+                if delta.get("reasoning_content"):
+                    status.activity = "thinking"
+                if isinstance(delta.get("content"), str) and delta["content"]:
+                    is_empty = False
+                    yield delta["content"]
+            status.tick()
+    except (BadReply, NoAnswer):
+        if not finish_reason:
+            raise
+    if not (is_done or finish_reason):
+        raise BadReply("the reply is cut short: the stream ended before it")
+    check_finish(finish_reason, message, is_empty=is_empty)
+
+
+def choices_of(chunk: JSON) -> list[JSON]:
+    """Return what a chunk has of the first choice: one item or none, which has a delta."""
+    choices = chunk.get("choices")
+    return [
+        choice
+        for choice in (choices if isinstance(choices, list) else [])
+        if isinstance(choice, dict)
+        and not choice.get("index")
+        and isinstance(choice.setdefault("delta", {}), dict)
+    ]
+
+
+def read_events(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the data of server-sent events: https://html.spec.whatwg.org/#server-sent-events.
+
+    Unlike there, data counts that the end of the stream cuts off from its blank line.
+    """
+    data: list[bytes] = []
+    for line in read_lines(blocks):
+        if not line and data:
+            yield b"\n".join(data)
+            data = []
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            data.append(value.removeprefix(b" "))
+    if data:
+        yield b"\n".join(data)
+
+
+def read_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield lines that end in LF, CRLF or CR, each as soon as its end is there."""
+    begin: list[bytes] = []
+    is_first, after_cr = True, False
+    for block in blocks:
+        if after_cr:
+            block = block.removeprefix(b"\n")
+        after_cr = block.endswith(b"\r")
+        *ends, rest = re.split(rb"\r\n|\n|\r", block)
+        for end in ends:
+            line = b"".join([*begin, end])
+            yield line.removeprefix(BOM) if is_first else line
+            begin, is_first = [], False
+        begin.append(rest)
+    yield b"".join(begin)
+
+
+def parse_reply(body: bytes) -> JSON:
+    """Return a completion or a chunk of one as JSON; an error object raises what it means."""
+    try:
+        value = json.loads(body.decode("utf-8-sig", errors="replace"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise BadReply(f"not a completion: {excerpt(body)}")
+    if value.get("error") and not value.get("choices"):
+        raise error_in_reply(value)
+    return value
+
+
+def check_finish(reason: Any, message: JSON, *, is_empty: bool) -> None:
+    """Raise BadReply when what came is not a whole reply."""
     if reason == "length":
         raise BadReply("the reply is cut off at the token limit (finish reason 'length')")
     if reason == "content_filter":
         raise BadReply("the reply is cut off by the content filter")
-    if not text and choice["message"].get("tool_calls"):
+    if is_empty and message.get("tool_calls"):
         raise BadReply("the reply is a call of a tool, not text")
-    if not text:
-        refused = choice["message"].get("refusal")
+    if is_empty:
+        refused = message.get("refusal")
         raise BadReply(f"the reply is empty: {refused or f'finish reason {show(reason)}'}")
 
 
 def refusal(answer: Answer) -> Failure:
     """Return the failure that an answer outside 200 to 299 means, in the API's words."""
-    words = api_words(answer.body) or "no reason given"
-    message = f"{answer.status} {answer.reason}: {words}"
     if 300 <= answer.status < 400:
         return Refused(f"{answer.status} {answer.reason}: redirects are not followed")
-    if answer.status == 429 and NO_CREDIT.search(words):
-        return Refused(message)
-    if answer.status in (408, 429) or answer.status >= 500:
+    words = api_words(read_begin(answer.blocks)) or "no reason given"
+    message = f"{answer.status} {answer.reason}: {words}"
+    if answer.status == 408:
         return Unavailable(message)
+    if answer.status >= 500 or (answer.status == 429 and not NO_CREDIT.search(words)):
+        is_lasting = answer.status in (525, 526)  # certificates behind the API's own proxy
+        return Unavailable(message, repeat_after=None if is_lasting else retry_after(answer))
     return Refused(message)
+
+
+def read_begin(blocks: Iterator[bytes]) -> bytes:
+    """Return as much of an error's body as is of use, cut short or not."""
+    body = b""
+    with contextlib.suppress(BadReply):
+        while len(body) < ERROR_LIMIT and (block := next(blocks, b"")):
+            body += block
+    return body
+
+
+def retry_after(answer: Answer) -> float:
+    """Return the seconds that Retry-After names, as a number or a date; 0 where it does not."""
+    from email.utils import parsedate_to_datetime
+
+    value = answer.headers.get("retry-after", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", value, re.ASCII):
+        return float(value)
+    try:
+        return max(parsedate_to_datetime(value).timestamp() - time.time(), 0)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return 0
 
 
 # a 429 or an error in a 200 says only in words that it is not about the rate
@@ -1049,26 +1325,48 @@ def excerpt(body: bytes) -> str:
     return text or "an empty body"
 
 
-def write_reply(pieces: Iterable[str]) -> None:
-    """Write the whole reply at once; what came of one that is not whole is written too."""
+def write_reply(pieces: Iterable[str], *, at_once: bool) -> None:
+    """Write the reply and a final newline, each piece as it comes or all at once."""
+    if not at_once:
+        write_pieces(pieces)
+        return
     text = ""
     try:
         for piece in pieces:
             text += piece
-    finally:
-        if text:
+    except Failure:
+        if text:  # what came of a reply that is not whole
             write_text(text)
+        raise
+    write_text(text)
+
+
+def write_pieces(pieces: Iterable[str]) -> None:
+    end = "\n"
+    try:
+        for piece in pieces:
+            write_output(piece.encode("utf-8", "surrogatepass"))
+            end = piece[-1]
+    except KeyboardInterrupt:
+        end = end if os.isatty(1) else "\n"  # a pipe may be full for ever
+        raise
+    finally:
+        if end != "\n":
+            write_output(b"\n")
 
 
 def write_text(text: str) -> None:
-    """Write text and a final newline to standard output, lone surrogates as U+FFFD."""
-    text = re.sub("[\ud800-\udfff]", "\ufffd", text)
-    write_output(text.encode() if text.endswith("\n") else text.encode() + b"\n")
+    """Write text and a final newline to standard output."""
+    write_output(text.encode("utf-8", "surrogatepass") + (b"" if text.endswith("\n") else b"\n"))
+
+
+HALF_OF_A_PAIR = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 
 
 def write_output(data: bytes) -> None:
     """Write all of the data to standard output, or raise BadReply; die when its reader is gone."""
-    rest = memoryview(data)
+    data = HALF_OF_A_PAIR.sub("\ufffd".encode(), data)
+    rest = memoryview(show_controls(data) if os.isatty(1) else data)
     try:
         while rest:
             try:
@@ -1081,10 +1379,35 @@ def write_output(data: bytes) -> None:
         raise BadReply(f"standard output: {error.strerror}") from None
 
 
+# what could move the cursor, set the title or reverse the text of a terminal
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def show_controls(data: bytes) -> bytes:
+    """Return UTF-8 with its control characters made visible: ^[ and <U+202E>."""
+
+    def show(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        return f"^{chr(code ^ 64)}" if code < 128 else f"<U+{code:04X}>"
+
+    return CONTROL.sub(show, data.decode(errors="replace")).encode()
+
+
 def check_stdout() -> None:
     """Raise BadReply when there is nowhere to write to, before a reply is paid for."""
     if sys.stdout is None:
         raise BadReply("standard output: closed")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let an interrupt clean up what stands on the terminal before it ends the run."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        die_of(signal.SIGINT)
 
 
 def die_of(number: signal.Signals) -> None:
@@ -1156,7 +1479,8 @@ def write_help(ctx: click.Context, _param: Any, wanted: bool) -> None:
 
 prompt_option = functools.partial(click.option, cls=Option, heading="Prompt")
 request_option = functools.partial(click.option, cls=Option, heading="Request")
-other_option = functools.partial(click.option, cls=Option, heading="Other")
+reply_option = functools.partial(click.option, cls=Option, heading="Reply")
+connection_option = functools.partial(click.option, cls=Option, heading="Connection")
 
 
 # fmt: off
@@ -1179,15 +1503,20 @@ other_option = functools.partial(click.option, cls=Option, heading="Other")
                 help="Let the reply have at most N tokens.")
 @request_option("--dry-run", is_flag=True,
                 help="Write the request to standard output; send nothing.")
-@other_option("--timeout", metavar="SECONDS", type=Number(0, min_open=True),
-              envvar="XCHAT_TIMEOUT", show_envvar=True, default=TIMEOUT, show_default=True,
-              help="Wait this long for the whole answer.")
-@other_option("-q", "--quiet", is_flag=True,
-              help="No hints and warnings; errors are still told.")
-@other_option("--version", is_flag=True, is_eager=True, expose_value=False,
+@reply_option("--stream/--no-stream", default=None,
+              help="Write as it comes (default on a terminal), or all at once.")
+@reply_option("-q", "--quiet", is_flag=True,
+              help="No hints, warnings and status line; errors are still told.")
+@reply_option("--version", is_flag=True, is_eager=True, expose_value=False,
               callback=write_version, help="Show the version.")
-@other_option("-h", "--help", is_flag=True, is_eager=True, expose_value=False,
+@reply_option("-h", "--help", is_flag=True, is_eager=True, expose_value=False,
               callback=write_help, help="Show this help.")
+@connection_option("--timeout", metavar="SECONDS", type=Number(0, min_open=True),
+                   envvar="XCHAT_TIMEOUT", show_envvar=True, default=TIMEOUT, show_default=True,
+                   help="Wait this long for the whole answer.")
+@connection_option("--retries", metavar="N", type=click.IntRange(0),
+                   envvar="XCHAT_RETRIES", show_envvar=True, default=0, show_default=True,
+                   help="Ask again after an overload or a failure to connect.")
 def xchat(
     *,
     words: tuple[str, ...],
@@ -1198,7 +1527,9 @@ def xchat(
     temperature: float | None,
     max_tokens: int | None,
     dry_run: bool,
+    stream: bool | None,
     timeout: float,
+    retries: int,
     quiet: bool,
 ) -> None:
     # fmt: on
@@ -1223,20 +1554,19 @@ def xchat(
         no_stdin=no_stdin or "-" in files or (is_asked and not words and stdin_is_terminal()),
         warn=warn,
     )
-    options = {
-        "model": model,
-        "temperature": temperature,
-        "max_completion_tokens": max_tokens,
-    }
-    body = encode_body(
-        build_body(
-            systems=systems, fields=fields, messages=messages, prompt=prompt, options=options
-        )
+    options = {"model": model, "temperature": temperature, "max_completion_tokens": max_tokens}
+    body = build_body(
+        systems=systems, fields=fields, messages=messages, prompt=prompt, options=options
     )
+    choose_stream(body, stream)
+    data = encode_body(body)
     if server is None:
-        write_output(body + b"\n")
-    else:
-        write_reply(ask(server, body, timeout=timeout))
+        write_output(data + b"\n")
+        return
+    status = StatusLine(str(body["model"]), quiet=quiet)
+    pieces = ask(server, data, timeout=timeout, retries=retries, status=status, warn=warn)
+    with interruptible():
+        write_reply(pieces, at_once=not body.get("stream"))
 
 
 # Main ----------------------------------------------------------------------------------------

@@ -283,3 +283,33 @@ def reply(body: Any, status: str = "200 OK", **headers: str) -> list[Step]:
     }
     head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in lines.items())
     return [f"HTTP/1.1 {status}\r\n{head}\r\n".encode() + body]
+
+
+def chunk(text: str | None = None, **changes: Any) -> dict[str, Any]:
+    """Return one event of a stream; changes are to its only choice."""
+    choice: dict[str, Any] = {"index": 0, "delta": {} if text is None else {"content": text}}
+    return {
+        "id": "7327",
+        "object": "chat.completion.chunk",
+        "created": 1790000058,
+        "model": "grok-4.7",
+        "choices": [{**choice, **changes}],
+    }
+
+
+STOP = chunk(finish_reason="stop")
+USAGE = {**chunk(), "choices": [], "usage": {"prompt_tokens": 12, "total_tokens": 304}}
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nx-request-id: req-7\r\n\r\n"
+
+
+def event(data: Any, end: bytes = b"\n") -> bytes:
+    """Return a server-sent event; data that is not bytes is sent as JSON."""
+    line: bytes = data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False).encode()
+    return b"data: " + line + end * 2
+
+
+def stream(*texts: str) -> bytes:
+    """Return the body of a whole stream as the API sends it."""
+    first = chunk(delta={"role": "assistant", "reasoning_content": "Hm"})
+    events = [first, *map(chunk, texts), STOP, USAGE, b"[DONE]"]
+    return b"".join(map(event, events))

@@ -28,7 +28,7 @@ def test_the_options_are_those_of_the_command() -> None:
         name
         for param in xchat.xchat.params
         if isinstance(param, click.Option)
-        for name in param.opts
+        for name in [*param.opts, *param.secondary_opts]
     }
     described = re.findall(r"^\.It (Fl .*)$", section("Options"), flags=re.MULTILINE)
     names = {f"-{name}" for line in described for name in re.findall(r"Fl (\S+)", line)}
@@ -131,10 +131,15 @@ def test_an_example_runs(api: Api, shell: Run, tmp_path: Path, example: str) -> 
 def test_the_help_has_every_option_under_a_heading() -> None:
     with click.Context(xchat.xchat) as ctx:
         lines = xchat.xchat.get_help(ctx).splitlines()
-    shown = {line.split()[0].rstrip(",") for line in lines if line.startswith("  -")}
+    shown = {re.split("[ ,/]", line.strip())[0] for line in lines if line.startswith("  -")}
     options = [param for param in xchat.xchat.params if isinstance(param, click.Option)]
     assert shown == {option.opts[0] for option in options}
-    assert {line for line in lines if line.endswith(":")} >= {"Prompt:", "Request:", "Other:"}
+    assert {line for line in lines if line.endswith(":")} >= {
+        "Prompt:",
+        "Request:",
+        "Reply:",
+        "Connection:",
+    }
 
 
 def test_the_module_can_be_run() -> None:

@@ -26,7 +26,7 @@ def test_the_headers(api: Api, run: Run) -> None:
     version = run("--version").out.decode().split()[1]
     assert api.requests[0].headers == {
         "host": api.host,
-        "accept": "application/json",
+        "accept": "application/json, text/event-stream",
         "accept-encoding": "identity",
         "content-type": "application/json",
         "content-length": str(len(api.requests[0].body)),
@@ -112,7 +112,7 @@ def test_a_dry_run_needs_no_key_and_sends_nothing(api: Api, run: Run) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--tempreature", "1"], "no such option: --tempreature; did you mean --temperature?\n"),
+        (["--modell", "x"], "no such option: --modell; did you mean --model?\n"),
         (["--fil", "x"], "no such option: --fil; did you mean --file?\n"),
         (["-t", "warm"], "'warm' is not a valid number; try 'xchat --help'\n"),
         (["-t", "nan"], "'nan' is not a valid number; try 'xchat --help'\n"),
@@ -150,7 +150,7 @@ def test_help_fits_a_screen_and_says_what_the_double_dash_is_for(run: Run) -> No
         assert (result.err, result.status) == ("", 0)
         lines = result.out.decode().splitlines()
         assert max(map(len, lines)) <= 80
-        assert len(lines) <= 40
+        assert len(lines) <= 44
         assert 'xchat -n -- "$line"' in result.out.decode()
 
 

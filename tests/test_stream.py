@@ -1,0 +1,513 @@
+"""Streamed replies: each event written when it arrives, and half a reply never a success."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import itertools
+import json
+import os
+import pty
+import random
+import re
+import signal
+import struct
+import termios
+import threading
+import time
+from typing import Any
+
+import pytest
+from conftest import Result, Run
+from server import (
+    HANG,
+    RESET,
+    STOP,
+    STREAM_HEAD,
+    USAGE,
+    Api,
+    chunk,
+    completion,
+    event,
+    reply,
+    stream,
+)
+
+import xchat
+
+TEXTS = ["Grü", "ße,\n", "", " 世界 ", "🌍\u2028\u0085!"]
+TEXT = "".join(TEXTS)
+BODY = stream(*TEXTS)
+OUT = TEXT.encode() + b"\n"
+
+
+def chunked(blocks: list[bytes]) -> list[Any]:
+    head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n")
+    return [head, *[b"%x\r\n%b\r\n" % (len(block), block) for block in blocks], b"0\r\n\r\n"]
+
+
+def split(data: bytes, size: int) -> list[bytes]:
+    return [data[i : i + size] for i in range(0, len(data), size)]
+
+
+def with_header(header: bytes, body: bytes) -> list[Any]:
+    return [STREAM_HEAD.replace(b"\r\n\r\n", b"\r\n" + header + b"\r\n\r\n") + body]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [STREAM_HEAD, BODY],
+        [STREAM_HEAD, *split(BODY, 1)],
+        [STREAM_HEAD, *split(BODY, 7)],
+        with_header(b"Content-Length: %d" % len(BODY), BODY),
+        chunked([BODY]),
+        chunked(split(BODY, 1)),
+        chunked(split(BODY, 100)),
+        with_header(b"Content-Encoding: gzip", gzip.compress(BODY)),
+        [STREAM_HEAD, BODY.replace(b"\n", b"\r\n")],
+        [STREAM_HEAD, BODY.replace(b"\n", b"\r")],
+        [STREAM_HEAD, *split(BODY.replace(b"\n", b"\r\n"), 1)],
+        [STREAM_HEAD, b"\xef\xbb\xbf" + BODY],
+        [STREAM_HEAD, *split(b"\xef\xbb\xbf" + BODY, 1)],
+        [STREAM_HEAD, b": hello\n\n:\n\n" + BODY.replace(b"\n\n", b"\n\n: alive\n\n")],
+        [STREAM_HEAD, BODY.replace(b"data: ", b"event: x\nid: 1\nretry: 9\ndata:")],
+        [STREAM_HEAD, BODY.replace(b'"choices": ', b'\ndata: "choices": ')],
+        [STREAM_HEAD, BODY.removesuffix(b"\n\n")],
+        [STREAM_HEAD, BODY, event(b"after the end"), b"data"],
+        [STREAM_HEAD, BODY, RESET],
+        [STREAM_HEAD, BODY, HANG],
+        [STREAM_HEAD.replace(b"text/event-stream", b"text/plain"), BODY],
+        [b"HTTP/1.1 200 OK\r\n\r\n", BODY],
+        [STREAM_HEAD, BODY.partition(b"data: [DONE]")[0]],
+        with_header(b"Content-Length: 99999", BODY.partition(b"data: [DONE]")[0]),
+        [STREAM_HEAD, b"".join(map(event, [chunk(TEXT), b"[DONE]"]))],
+        [STREAM_HEAD, event(chunk(TEXT, finish_reason="stop")), b"data: [DO"],
+        [STREAM_HEAD, event(chunk(TEXT)), event(chunk(finish_reason="something new")), b": end"],
+        reply(completion(TEXT)),
+        [STREAM_HEAD, json.dumps(completion(TEXT)).encode()],
+    ],
+)
+def test_every_way_to_send_a_stream(api: Api, run: Run, steps: list[Any]) -> None:
+    api.will(steps, [step for step in steps if step is not HANG])
+    assert run("--stream", "Hi") == Result(OUT, "", 0)
+    assert run("--no-stream", "Hi") == Result(OUT, "", 0)  # a server may not care
+
+
+ORDINARY: list[Any] = [
+    USAGE,
+    chunk(),
+    chunk(""),
+    chunk(delta={"role": "assistant"}),
+    chunk(delta={"role": "assistant", "content": None}),
+    chunk(delta={"content": None, "reasoning_content": "Hm", "tool_calls": None}),
+    chunk(delta=None),
+    chunk(finish_reason=None, logprobs=None),
+    chunk("another choice", index=1),
+    chunk(delta={"content": ["no text"]}),
+    {"choices": None},
+    {"choices": {}, "error": None},
+    {"choices": [None, 1, "x"]},
+    {},
+]
+
+
+def test_chunks_without_text_are_ordinary(api: Api, run: Run) -> None:
+    events = [part for odd in ORDINARY for part in (odd, chunk("x"))]
+    body = b"".join(map(event, [*events, STOP, *ORDINARY, b"[DONE]"]))
+    api.will([STREAM_HEAD, body])
+    assert run("--stream", "Hi") == Result(b"x" * len(ORDINARY) + b"\n", "", 0)
+
+
+CUT = "the reply is cut short: "
+
+NOT_WHOLE = [
+    # what comes; what is written; the status; why
+    ([event(chunk("Hel"))], b"Hel\n", 1, f"{CUT}the stream ended before it"),
+    ([event(chunk("Hel")), RESET], b"Hel\n", 1, CUT),
+    ([event(chunk("Hel")), b'data: {"choices": [{"de'], b"Hel\n", 1, "not a completion: "),
+    ([event(chunk("Hel\n"))], b"Hel\n", 1, CUT),
+    ([event(chunk("Hel")), event(b"[DONE")], b"Hel\n", 1, "not a completion: [DONE"),
+    ([event(chunk("Hel")), event(b"nonsense"), BODY], b"Hel\n", 1, "not a completion: nonsense"),
+    ([event(chunk("Hel")), event(b"[1]")], b"Hel\n", 1, "not a completion: [1]"),
+    ([], b"", 1, CUT),
+    ([b": nothing\n\n"], b"", 1, f"{CUT}the stream ended before it"),
+    ([event(b"[DONE]")], b"", 1, "the reply is empty: finish reason nothing"),
+    ([event(STOP), event(b"[DONE]")], b"", 1, 'the reply is empty: finish reason "stop"'),
+    (
+        [event(chunk(delta={"tool_calls": [{"id": "1"}]})), event(STOP)],
+        b"",
+        1,
+        "the reply is a call of a tool, not text",
+    ),
+    (
+        [event(chunk("Hel")), event(chunk(finish_reason="length"))],
+        b"Hel\n",
+        1,
+        "the reply is cut off at",
+    ),
+    (
+        [event(chunk("Hel", finish_reason="content_filter"))],
+        b"Hel\n",
+        1,
+        "the reply is cut off by the content filter",
+    ),
+    (
+        [
+            event(chunk("Hel")),
+            event({"code": "unavailable", "error": "Try later"}),
+            event(b"[DONE]"),
+        ],
+        b"Hel\n",
+        5,
+        "error in the reply: Try later",
+    ),
+    (
+        [event({"error": {"message": "overloaded", "code": 503}})],
+        b"",
+        5,
+        "error in the reply: overloaded",
+    ),
+    (
+        [event(chunk("Hel")), event({"error": {"message": "no", "type": "invalid_request_error"}})],
+        b"Hel\n",
+        4,
+        "error in the reply: no",
+    ),
+]
+
+
+@pytest.mark.parametrize(("steps", "out", "status", "why"), NOT_WHOLE, ids=range(len(NOT_WHOLE)))
+@pytest.mark.parametrize("option", ["--stream", "--no-stream"])
+def test_half_a_reply_is_written_and_never_a_success(
+    api: Api, run: Run, option: str, steps: list[Any], out: bytes, status: int, why: str
+) -> None:
+    api.will([STREAM_HEAD, *steps])
+    result = run(option, "Hi")
+    assert (result.out, result.status) == (out, status)
+    assert result.err.startswith(f"xchat: {api.host}: {why}")
+    assert result.err.count("\n") == 1
+
+
+def test_the_deadline_holds_for_a_stream_that_drips_comments(api: Api, run: Run) -> None:
+    drip: list[Any] = [b": alive\n\n", 0.05]
+    api.will([STREAM_HEAD, event(chunk("Hel")), *drip * 100])
+    start = time.monotonic()
+    result = run("--stream", "--timeout", "1", "Hi")
+    assert time.monotonic() - start < 2
+    message = (
+        f"xchat: {api.host}: no answer within 1 s; --timeout gives it more (request id req-7)\n"
+    )
+    assert result == Result(b"Hel\n", message, 3)
+
+
+def test_each_event_is_written_when_it_arrives(api: Api, run: Run) -> None:
+    written = threading.Event()
+    api.will([STREAM_HEAD, event(chunk("one ")), written, event(chunk("two")), event(STOP)])
+    process = run.start("--stream", "Hi")
+    assert os.read(process.stdout.fileno(), 100) == b"one "
+    written.set()
+    assert process.communicate(timeout=20) == (b"two\n", b"")
+
+
+def test_all_at_once_is_written_only_when_it_is_whole(api: Api, run: Run) -> None:
+    asked, finish = threading.Event(), threading.Event()
+    api.will([STREAM_HEAD, event(chunk("one ")), lambda _: asked.set(), finish, event(STOP)])
+    process = run.start("Hi")
+    assert asked.wait(20)
+    os.set_blocking(process.stdout.fileno(), False)
+    time.sleep(0.2)
+    assert process.stdout.read() is None
+    finish.set()
+    assert process.wait(20) == 0
+    assert process.stdout.read() == b"one \n"
+
+
+def test_10000_events_in_one_read(api: Api, run: Run) -> None:
+    texts = [f"{n} " for n in range(10_000)]
+    api.will([STREAM_HEAD, stream(*texts)])
+    assert run("--stream", "Hi") == Result("".join(texts).encode() + b"\n", "", 0)
+
+
+def test_the_body_asks_for_a_stream_and_its_usage(api: Api, run: Run) -> None:
+    api.will(reply(completion()))
+    assert run("--stream", "Hi").status == 0
+    assert api.requests[0].body == (
+        b'{"model":"grok-4","messages":[{"role":"user","content":"Hi"}],'
+        b'"stream":true,"stream_options":{"include_usage":true}}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "file", "fields"),
+    [
+        ([], "{}", {}),
+        (["--no-stream"], "{}", {}),
+        ([], "stream: true", {"stream": True}),
+        ([], "stream: false", {"stream": False}),
+        (
+            ["--stream"],
+            "stream: false",
+            {"stream": True, "stream_options": {"include_usage": True}},
+        ),
+        (["--no-stream"], "stream: true\nstream_options: {include_usage: true}", {}),
+        (
+            ["--stream"],
+            "stream_options: {include_usage: false}",
+            {"stream": True, "stream_options": {"include_usage": False}},
+        ),
+    ],
+)
+def test_the_option_wins_over_the_file(
+    run: Run, args: list[str], file: str, fields: dict[str, Any]
+) -> None:
+    (run.home / "c").write_text(file)
+    body = json.loads(run("--dry-run", *args, "-f", "c", "Hi").out)
+    assert {name: body[name] for name in body if name not in ("model", "messages")} == fields
+
+
+def test_a_streaming_dry_run_is_a_conversation_file_for_the_same_body(run: Run) -> None:
+    first = run("--dry-run", "--stream", "Hi")
+    (run.home / "r.json").write_bytes(first.out)
+    assert run("--dry-run", "-f", "r.json") == first
+
+
+def test_a_stream_in_a_file_is_written_as_it_comes(api: Api, run: Run) -> None:
+    written = threading.Event()
+    api.will([STREAM_HEAD, event(chunk("one ")), written, event(STOP)])
+    (run.home / "c").write_text("stream: true")
+    process = run.start("-f", "c", "Hi")
+    assert os.read(process.stdout.fileno(), 100) == b"one "
+    written.set()
+    assert process.wait(20) == 0
+
+
+class Screen:
+    """A terminal that a program runs on; what it wrote there, to either or both outputs."""
+
+    def __init__(self, columns: int = 80) -> None:
+        self.ours, self.theirs = pty.openpty()
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    def read_until(self, wanted: bytes) -> bytes:
+        seen = b""
+        while wanted not in seen:
+            seen += os.read(self.ours, 4096)
+        return seen
+
+    def close(self) -> bytes:
+        """Return what is left to read."""
+        os.close(self.theirs)
+        seen = b""
+        try:
+            while block := os.read(self.ours, 4096):
+                seen += block
+        except OSError:  # that is how the end looks
+            os.close(self.ours)
+        return seen
+
+
+@pytest.fixture
+def screen(run: Run) -> Screen:
+    run.env["TERM"] = "xterm"
+    return Screen()
+
+
+CONTROLS = [
+    ("Hello\n\tworld", b"Hello\r\n\tworld\r\n"),
+    ("\x1b]0;title\x07\x1b[2J", b"^[]0;title^G^[[2J\r\n"),
+    ("\r\x08\x00\x7f", b"^M^H^@^?\r\n"),
+    ("\x9b2J\x80", b"<U+009B>2J<U+0080>\r\n"),
+    ("\u202eabc\u2066", b"<U+202E>abc<U+2066>\r\n"),
+    ("Grüße 世界 🌍", "Grüße 世界 🌍\r\n".encode()),
+]
+
+
+@pytest.mark.parametrize(("text", "out"), CONTROLS)
+@pytest.mark.parametrize("option", ["--stream", "--no-stream"])
+def test_control_characters_are_shown_on_a_terminal_and_not_obeyed(
+    api: Api, run: Run, screen: Screen, text: str, out: bytes, option: str
+) -> None:
+    api.will([STREAM_HEAD, *[event(chunk(char)) for char in text], event(STOP)])
+    assert run("-q", option, "Hi", stdout=screen.theirs).status == 0
+    assert screen.close() == out
+
+
+def test_a_terminal_gets_a_stream_unless_told_otherwise(api: Api, run: Run, screen: Screen) -> None:
+    api.will(reply(completion()), reply(completion()))
+    assert run("Hi", stdout=screen.theirs).status == 0
+    assert run("Hi", "--no-stream", stdout=screen.theirs).status == 0
+    assert screen.close() == b"Hello\r\nHello\r\n"
+    assert [request.json.get("stream") for request in api.requests] == [True, None]
+
+
+def test_half_a_reply_leaves_the_cursor_on_a_fresh_line(api: Api, run: Run, screen: Screen) -> None:
+    api.will([STREAM_HEAD, event(chunk("Hel"))])
+    assert run("Hi", stdout=screen.theirs, stderr=screen.theirs).status == 1
+    assert screen.close().startswith(b"Hel\r\nxchat: 127.0.0.1:")
+
+
+ERASE = b"\r\x1b[K"
+
+
+def test_a_status_line_while_nothing_comes(api: Api, run: Run, screen: Screen) -> None:
+    thinking, go = threading.Event(), threading.Event()
+    hm = event(chunk(delta={"reasoning_content": "Hm"}))
+    api.will([thinking, STREAM_HEAD, hm, go, event(chunk("Hello")), 1.2, event(STOP)])
+    process = run.start("Hi", stdout=screen.theirs, stderr=screen.theirs)
+    assert screen.read_until(b" s") == ERASE + b"waiting for grok-4, 1 s"
+    assert screen.read_until(b" s") == ERASE + b"waiting for grok-4, 2 s"
+    thinking.set()
+    assert re.fullmatch(re.escape(ERASE) + rb"thinking, [234] s", screen.read_until(b" s"))
+    go.set()
+    assert process.wait(20) == 0
+    assert re.fullmatch(rb"(\r\x1b\[Kthinking, \d s)*\r\x1b\[KHello\r\n", screen.close())
+
+
+def test_the_status_line_is_erased_before_an_error(api: Api, run: Run, screen: Screen) -> None:
+    api.will([1.2, *reply({"error": "no"}, "400 Bad")])
+    assert run("Hi", stderr=screen.theirs).status == 4
+    out = screen.close()
+    assert out.startswith(ERASE + b"waiting for grok-4, 1 s" + ERASE + b"xchat: ")
+
+
+def test_the_status_line_stays_within_a_narrow_window(api: Api, run: Run) -> None:
+    screen = Screen(columns=10)
+    api.will([1.2, *reply(completion())])
+    assert run("-m", "a\nü", "Hi", stderr=screen.theirs, env={"TERM": "xterm"}).status == 0
+    assert screen.close() == ERASE + b"waiting f" + ERASE
+
+
+@pytest.mark.parametrize(
+    ("args", "term"), [(["-q"], "xterm"), ([], "dumb"), ([], "")], ids=["quiet", "dumb", "none"]
+)
+def test_no_status_line(api: Api, run: Run, args: list[str], term: str) -> None:
+    screen = Screen()
+    env = {"TERM": term} if term else {}
+    api.will([1.2, *reply(completion())])
+    assert run("Hi", *args, stderr=screen.theirs, env=env) == Result(b"Hello\n", "", 0)
+    assert screen.close() == b""
+
+
+def test_no_status_line_in_a_pipe(api: Api, run: Run) -> None:
+    api.will([1.2, *reply(completion())])
+    assert run("Hi", env={"TERM": "xterm"}) == Result(b"Hello\n", "", 0)
+
+
+@pytest.mark.parametrize("came", ["nothing", "a status line", "half a line"])
+def test_an_interrupt_leaves_the_cursor_on_a_fresh_line(
+    api: Api, run: Run, screen: Screen, came: str
+) -> None:
+    asked = threading.Event()
+    events = [event(chunk("Hel"))] if came == "half a line" else []
+    api.will([lambda _connection: asked.set(), STREAM_HEAD, *events, HANG])
+    process = run.start("Hi", stdout=screen.theirs, stderr=screen.theirs)
+    assert asked.wait(20)
+    expected = {"nothing": b"", "a status line": ERASE, "half a line": b"\r\n"}[came]
+    if came != "nothing":
+        screen.read_until(b"Hel" if events else b"1 s")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == -signal.SIGINT
+    assert screen.close() == expected
+
+
+def test_an_interrupt_ends_it_while_nobody_reads_the_pipe(api: Api, run: Run) -> None:
+    sent = threading.Event()
+    texts = [event(chunk("x" * 1000))] * 300
+    api.will([STREAM_HEAD, *texts, lambda _connection: sent.set(), HANG])
+    process = run.start("--stream", "Hi")
+    assert sent.wait(20)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == -signal.SIGINT
+
+
+def test_the_connection_is_closed_when_the_reader_goes(api: Api, run: Run) -> None:
+    gone = threading.Event()
+
+    def wait_for_the_end(connection: Any) -> None:
+        HANG(connection)
+        gone.set()
+
+    first = threading.Event()
+    api.will([STREAM_HEAD, event(chunk("one\n")), first, event(chunk("two")), wait_for_the_end])
+    process = run.start("--stream", "Hi")
+    assert process.stdout.readline() == b"one\n"
+    process.stdout.close()
+    first.set()
+    assert process.wait(20) == -signal.SIGPIPE
+    assert process.stderr.read() == b""
+    assert gone.wait(20)
+
+
+def test_a_full_disk_during_a_stream_is_one_line(api: Api, run: Run) -> None:
+    api.will([STREAM_HEAD, BODY])
+    with open("/dev/full", "wb") as full:
+        result = run("--stream", "Hi", stdout=full)
+    assert result.status == 1
+    assert result.err == "xchat: standard output: No space left on device\n"
+
+
+def pieces_of(body: bytes) -> list[bytes]:
+    """Cut the bytes at random places."""
+    cuts = sorted(random.choices(range(len(body) + 1), k=random.randrange(6)))
+    ends = [0, *cuts, len(body)]
+    return [body[a:b] for a, b in itertools.pairwise(ends) if a < b]
+
+
+def mutate(body: bytes) -> bytes:
+    data = bytearray(body)
+    for _ in range(random.randrange(4)):
+        place = random.randrange(len(data) + 1)
+        end = min(place + random.randrange(12), len(data))
+        junk = [
+            b"",
+            b"\r",
+            b"\n\n",
+            b"data:",
+            b"\xff",
+            b"{",
+            b"null",
+            b"[DONE]",
+            b"\x00",
+            b'"',
+            b"9",
+        ]
+        data[place:end] = random.choice(junk)
+    return bytes(data)
+
+
+def read_all(blocks: list[bytes]) -> tuple[str, xchat.Failure | None]:
+    status = xchat.StatusLine("m", quiet=True)
+    answer = xchat.Answer(200, "OK", {"content-type": "text/event-stream"}, iter(blocks))
+    text = ""
+    try:
+        for piece in xchat.read_reply(answer, status):
+            text += piece
+    except xchat.Failure as failure:
+        return text, failure
+    return text, None
+
+
+def test_10000_splittings_of_a_good_stream_are_the_same_text() -> None:
+    random.seed(1)
+    for _ in range(10_000):
+        ending = random.choice([b"\n", b"\r\n", b"\r"])
+        blocks = pieces_of(BODY.replace(b"\n", ending))
+        assert read_all(blocks) == (TEXT, None), blocks
+
+
+def test_10000_mutations_of_a_stream_are_a_text_or_one_clean_line() -> None:
+    random.seed(2)
+    failures = 0
+    for _ in range(10_000):
+        blocks = pieces_of(mutate(BODY))
+        start = time.monotonic()
+        text, failure = read_all(blocks)
+        assert time.monotonic() - start < 1, blocks
+        text.encode("utf-8", "surrogatepass")
+        if failure:
+            failures += 1
+            assert failure.exit_code in (1, 4, 5)
+            assert failure.message
+    assert 1000 < failures < 9000
