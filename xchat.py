@@ -715,7 +715,7 @@ class YamlReader:
             if len(event.value) > LONG_NUMBER:
                 raise ValueError
             return self.loader.construct_object(yaml.ScalarNode(tag, event.value))
-        except (ValueError, KeyError):
+        except (ValueError, LookupError):
             raise self.error(
                 event, f"{show(event.value)} is no valid {tag.rpartition(':')[2]}"
             ) from None
@@ -904,6 +904,7 @@ class Clock:
 def fetch(server: Server, body: bytes, *, verify: str | bool, clock: Clock) -> Answer:
     """Post the body once and return the answer as soon as its headers are there."""
     import queue
+    import ssl
     import threading
 
     from requests.exceptions import InvalidSchema, ProxyError
@@ -925,7 +926,9 @@ def fetch(server: Server, body: bytes, *, verify: str | bool, clock: Clock) -> A
     except (ProxyError, InvalidSchema) as error:
         raise NoAnswer(f"the proxy failed: {explain(error)}", repeat_after=0) from None
     except wire_errors() as error:
-        raise NoAnswer(explain(error), repeat_after=0 if may_post else None) from None
+        is_lasting = isinstance(root_of(error), ssl.SSLCertVerificationError)
+        repeat_after = 0 if may_post and not is_lasting else None
+        raise NoAnswer(explain(error), repeat_after=repeat_after) from None
     blocks = read_blocks(events, clock)
     return Answer(response.status_code, response.reason or "", response.headers, blocks)
 
@@ -1055,14 +1058,19 @@ def read_blocks(events: queue.SimpleQueue[Any], clock: Clock) -> Iterator[bytes]
         raise BadReply(f"the reply is cut short: {explain(error)}") from None
 
 
+def root_of(error: BaseException) -> BaseException:
+    while deeper := error.__cause__ or error.__context__:
+        error = deeper
+    return error
+
+
 def explain(error: BaseException) -> str:
     """Return what is at the root of a failed exchange, in words for its user."""
     import http.client
     import socket
     import ssl
 
-    while deeper := error.__cause__ or error.__context__:
-        error = deeper
+    error = root_of(error)
     if isinstance(error, socket.gaierror):
         return f"cannot find the host: {error.strerror}"
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -14,10 +14,11 @@ import contextlib
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,16 +90,17 @@ class Request:
 class Api:
     """The server. key is what it wants as a bearer token; empty: it wants none."""
 
-    def __init__(self, *, key: str = "", fields: Iterable[str] = ()) -> None:
-        self.key = key
-        self.extra_fields = set(fields)
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
+        self.key = ""
+        self.extra_fields: set[str] = set()
         self.requests: list[Request] = []
         self.problems: list[str] = []
         self.scripts: list[list[Step]] = []
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
         self.host = f"127.0.0.1:{self.port}"
-        self.url = f"http://{self.host}/v1"
+        self.url = f"{'https' if tls else 'http'}://{self.host}/v1"
         self.threads: list[threading.Thread] = []
         self.start(self.accept)
 
@@ -133,6 +135,11 @@ class Api:
 
     def serve(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.tls:
+            try:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            except OSError:
+                return
         with connection:
             try:
                 request = read_request(connection)

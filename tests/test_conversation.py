@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import threading
 import time
@@ -451,3 +452,78 @@ def test_a_file_names_no_server_and_no_key(api: Api, run: Run, file: File) -> No
     api.will(reply(completion()))
     name = file("base_url: https://evil.test\napi_key: xai-1\n")
     assert run("-q", "-f", name, "hi") == Result(b"Hello\n", "", 0)
+
+
+GOOD = [
+    *(GUIDE, MULTIPLE_SYSTEM_MESSAGES, USER_MESSAGES_FIRST),
+    """\
+# comment
+model: grok-4
+temperature: 0.2
+system: S
+history:
+- user: &u U
+- assistant: |
+    A
+    - B
+- {role: user, content: [{type: text, text: 'x: y'}]}
+- user: *u
+""",
+]
+JUNK = [
+    *("", "\n", " ", "\t", "{", "]", ",", ":", "- ", "&a ", "*a", "!!int ", "'", '"', "\\", "no"),
+    *(
+        "9",
+        "\0",
+        "\ud800",
+        "\u2028",
+        "%TAG ",
+        "---\n",
+        "? ",
+        "<<: ",
+        "|",
+        "#",
+        "1:30",
+        "NaN",
+        "1e999",
+    ),
+    *(
+        "!!float ",
+        "!!bool ",
+        "!!null ",
+        "2024-01-01",
+        "=",
+        "<<",
+        "~",
+        "0x",
+        "0b",
+        "_",
+        ".",
+        "+.inf",
+    ),
+]
+
+
+def mutate(text: str) -> bytearray:
+    for _ in range(random.randrange(1, 5)):
+        place = random.randrange(len(text) + 1)
+        end = min(place + random.choice([0, 0, 1, 5, 30]), len(text))
+        text = text[:place] + random.choice(JUNK) + text[end:]
+    return bytearray(text.encode("utf-8", "surrogatepass"))
+
+
+@pytest.mark.usefixtures("loader")
+def test_10000_mutations_are_messages_or_one_clean_line() -> None:
+    random.seed(3)
+    failures: list[xchat.BadInput] = []
+    for n in range(10_000):
+        data = mutate(GOOD[n % len(GOOD)])
+        start = time.monotonic()
+        try:
+            parsed = xchat.split_conversation(xchat.parse_text(xchat.decode(data)))
+            json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode()
+        except xchat.BadInput as failure:
+            failures.append(failure)
+        assert time.monotonic() - start < 1, data
+    assert 1000 < len(failures) < 9900
+    assert all(failure.message for failure in failures)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import socket
+import ssl
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 from conftest import Result, Run
 from server import Api, completion, reply
 
@@ -298,3 +303,143 @@ def test_no_argument_and_no_file_moves_the_key(
     api.will(reply(completion()))
     name = file("base_url: https://evil.test/v1\nurl: https://evil.test\n")
     assert run("-q", "-f", name, "XCHAT_BASE_URL=https://evil.test") == Result(b"Hello\n", "", 0)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def bundle(authority: trustme.CA, tmp_path: Path) -> str:
+    """The file that says the authority is to be trusted."""
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return str(tmp_path / "ca.pem")
+
+
+def serve_tls(certificate: trustme.LeafCert) -> Api:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return Api(tls=context)
+
+
+VARIABLES = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"]
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_trust_store_of_ones_own(run: Run, authority: trustme.CA, bundle: str, name: str) -> None:
+    api = serve_tls(authority.issue_cert("127.0.0.1"))
+    api.will(reply(completion()))
+    env = {"XCHAT_BASE_URL": api.url, name: bundle}
+    assert run("Hi", env=env) == Result(b"Hello\n", "", 0)
+    api.close()
+    assert api.problems == []
+
+
+def test_a_directory_of_hashed_certificates(
+    run: Run, authority: trustme.CA, bundle: str, tmp_path: Path
+) -> None:
+    hashed = subprocess.run(
+        ["openssl", "x509", "-noout", "-subject_hash", "-in", bundle], stdout=-1, check=True
+    ).stdout.decode()
+    (tmp_path / "hashed").mkdir()
+    (tmp_path / "hashed" / f"{hashed.strip()}.0").symlink_to(bundle)
+    api = serve_tls(authority.issue_cert("127.0.0.1"))
+    api.will(reply(completion()))
+    path = os.pathsep.join(["/nowhere", str(tmp_path / "hashed")])
+    env = {"XCHAT_BASE_URL": api.url, "SSL_CERT_DIR": path}
+    assert run("Hi", env=env) == Result(b"Hello\n", "", 0)
+    api.close()
+
+
+OLD = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("name", "not_after", "is_trusted", "why"),
+    [
+        ("127.0.0.1", None, False, "unable to get local issuer certificate"),
+        (
+            "other.test",
+            None,
+            True,
+            "IP address mismatch, certificate is not valid for '127.0.0.1'.",
+        ),
+        ("127.0.0.1", OLD, True, "certificate has expired"),
+    ],
+)
+def test_a_certificate_that_cannot_be_trusted(
+    run: Run,
+    authority: trustme.CA,
+    bundle: str,
+    name: str,
+    not_after: datetime.datetime | None,
+    is_trusted: bool,
+    why: str,
+) -> None:
+    api = serve_tls(authority.issue_cert(name, not_after=not_after))
+    env = {"XCHAT_BASE_URL": api.url, "XAI_API_KEY": KEY}
+    if is_trusted:
+        env["SSL_CERT_FILE"] = bundle
+    start = time.monotonic()
+    result = run("Hi", "--retries", "2", env=env)
+    assert (result.out, result.status) == (b"", 3)
+    assert result.err.startswith(f"xchat: {api.host}: cannot trust its certificate: {why}")
+    assert result.err.count("\n") == 1  # no retry
+    assert time.monotonic() - start < 1
+    api.close()
+    assert api.requests == []
+
+
+def test_a_trust_store_that_is_none(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "junk").write_text("junk")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        env = {"XCHAT_BASE_URL": f"https://{host}/v1", "SSL_CERT_FILE": str(tmp_path / "junk")}
+        result = run("Hi", env=env)
+    assert result == Result(b"", f"xchat: {host}: TLS failed: NO_CERTIFICATE_OR_CRL_FOUND\n", 3)
+
+
+def test_https_to_a_server_that_speaks_http(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        result = run("Hi", env={"XCHAT_BASE_URL": f"https://127.0.0.1:{port}/v1"})
+        thread.join(20)
+    assert (result.out, result.status) == (b"", 3)
+    assert result.err.startswith(f"xchat: 127.0.0.1:{port}: TLS failed: ")
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="a way of Linux to look")
+def test_the_connection_is_kept_alive_and_sends_at_once(run: Run, tmp_path: Path) -> None:
+    """Read back the options of the socket that a run really uses, from within that run."""
+    (tmp_path / "sitecustomize.py").write_text(SPY)
+    api = Api()
+    api.will(reply(completion()))
+    env = {"XCHAT_BASE_URL": api.url, "PYTHONPATH": str(tmp_path)}
+    assert run("Hi", env=env) == Result(b"Hello\n", "", 0)
+    api.close()
+    assert (tmp_path / "options").read_text() == "1 60 30 1"
+
+
+SPY = """
+import socket
+connect = socket.socket.connect
+def spy(self, address):
+    connect(self, address)
+    get = self.getsockopt
+    tcp = socket.IPPROTO_TCP
+    with open("options", "w") as file:
+        print(get(socket.SOL_SOCKET, socket.SO_KEEPALIVE), get(tcp, socket.TCP_KEEPIDLE),
+              get(tcp, socket.TCP_KEEPINTVL), get(tcp, socket.TCP_NODELAY), end="", file=file)
+socket.socket.connect = spy
+"""

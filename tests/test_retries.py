@@ -1,0 +1,244 @@
+"""What is posted again, and above all what is not."""
+
+from __future__ import annotations
+
+import email.utils
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Result, Run
+from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, read_request, reply
+
+AGAIN = r"xchat: 127\.0\.0\.1:\d+: (.*); trying again in (\d+\.\d) s"
+
+HELLO = reply(completion())
+
+
+def waits(result: Result) -> list[tuple[str, float]]:
+    """The reason and the seconds of each announced wait."""
+    return [(why, float(wait)) for why, wait in re.findall(AGAIN, result.err)]
+
+
+def overloaded(**headers: str) -> list[Any]:
+    return reply({"error": "Slow down"}, "429 Too Many", **headers)
+
+
+def test_nothing_is_posted_again_unless_asked_for(api: Api, run: Run) -> None:
+    api.will(overloaded())
+    assert run("Hi").status == 5
+    assert len(api.requests) == 1
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504, 520, 524, 529, 530])
+def test_what_cannot_have_produced_a_reply_is_posted_again(api: Api, run: Run, status: int) -> None:
+    api.will(reply(b"no", f"{status} No", Retry_After="0.1"), HELLO)
+    result = run("--retries", "3", "Hi")
+    assert (result.out, result.status) == (b"Hello\n", 0)
+    ((why, wait),) = waits(result)
+    assert why == f"{status} No: no (request id req-7)"
+    assert 0.1 <= wait <= 1.2
+    assert len(api.requests) == 2
+    assert api.requests[0] == api.requests[1]
+
+
+def test_the_environment_asks_for_retries(api: Api, run: Run) -> None:
+    api.will(overloaded(Retry_After="0"), HELLO)
+    assert run("Hi", "-q", env={"XCHAT_RETRIES": "1"}) == Result(b"Hello\n", "", 0)
+    assert run("Hi", env={"XCHAT_RETRIES": "-1"}).status == 2
+
+
+def test_at_most_as_often_as_asked_for(api: Api, run: Run) -> None:
+    api.will(*[overloaded(Retry_After="0.01")] * 3)
+    result = run("--retries", "2", "Hi")
+    assert (result.out, result.status, len(waits(result))) == (b"", 5, 2)
+    assert result.err.splitlines()[-1].endswith("429 Too Many: Slow down (request id req-7)")
+
+
+ONCE = [
+    # the answer, the exit status
+    (reply(b"no", "400 Bad"), 4),
+    (reply(b"no", "401 No"), 4),
+    (reply(b"no", "403 No"), 4),
+    (reply(b"no", "404 No"), 4),
+    (reply(b"no", "408 Late"), 5),
+    (reply(b"no", "422 No"), 4),
+    (reply(b"no", "525 No"), 5),
+    (reply(b"no", "526 No"), 5),
+    (reply(b"", "302 Found", Location="/"), 4),
+    (reply({"error": "used all available credits"}, "429 No"), 4),
+    (overloaded(Retry_After="121"), 5),
+    (overloaded(Retry_After="99999999999999999999"), 5),
+    (overloaded(Retry_After=email.utils.formatdate(time.time() + 3600, usegmt=True)), 5),
+    (reply({"error": {"message": "overloaded", "code": 503}}), 5),
+    (reply(b"no completion"), 1),
+    (reply(completion("")), 1),
+    (reply(completion("x", finish_reason="length")), 1),
+    ([], 3),
+    ([RESET], 3),
+    ([b"HTTP/1.1 200 OK\r\nContent-Le"], 1),
+    ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"], 1),
+    ([b"nonsense\r\n\r\n"], 3),
+    ([STREAM_HEAD], 1),
+    ([STREAM_HEAD, event(chunk("Hel")), RESET], 1),
+    ([STREAM_HEAD, event({"error": {"message": "overloaded", "code": 503}})], 5),
+    ([STREAM_HEAD, event(chunk("Hel")), event({"error": "overloaded"})], 5),
+    ([HANG], 3),
+    ([STREAM_HEAD, HANG], 3),
+]
+
+
+@pytest.mark.parametrize(("answer", "status"), ONCE, ids=range(len(ONCE)))
+def test_what_may_have_been_paid_for_or_will_not_help_is_posted_once(
+    api: Api, run: Run, answer: list[Any], status: int
+) -> None:
+    api.will(answer)
+    result = run("--retries", "5", "--stream", "--timeout", "2", "Hi")
+    assert result.status == status
+    assert result.err.count("\n") == 1
+    assert waits(result) == []
+    time.sleep(0.1)
+    assert len(api.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "-5",
+        "soon",
+        "",
+        "1e3",
+        "٣",
+        "Fri, 99 Nov 2026 99:00:00 GMT",
+        "0",
+        "Sun, 06 Nov 1994 08:49:37 GMT",
+    ],
+)
+def test_a_retry_after_that_says_nothing_counts_as_absent(api: Api, run: Run, value: str) -> None:
+    head = f"HTTP/1.1 503 No\r\nContent-Length: 0\r\nRetry-After: {value}\r\n\r\n"
+    api.will([head.encode()], HELLO)
+    result = run("--retries", "1", "Hi")
+    assert (result.out, result.status) == (b"Hello\n", 0)
+    ((_why, wait),) = waits(result)
+    assert 1 <= wait <= 2
+
+
+def test_a_retry_after_that_is_a_date(api: Api, run: Run) -> None:
+    date = email.utils.formatdate(time.time() + 3, usegmt=True)
+    api.will(overloaded(Retry_After=date), HELLO)
+    start = time.monotonic()
+    result = run("--retries", "1", "Hi")
+    ((_why, wait),) = waits(result)
+    assert 1.5 <= wait <= 4.1
+    assert time.monotonic() - start >= wait
+
+
+def test_waits_grow_and_stay_within_the_deadline(api: Api, run: Run) -> None:
+    api.will(*[reply(b"no", "503 No")] * 3)
+    start = time.monotonic()
+    result = run("--retries", "9", "--timeout", "6", "Hi")
+    assert time.monotonic() - start < 6
+    assert (result.out, result.status) == (b"", 5)
+    said = [wait for _why, wait in waits(result)]
+    assert 1 <= said[0] <= 2
+    assert all(2**n <= wait <= 2 ** (n + 1) for n, wait in enumerate(said))
+
+
+def test_a_wait_that_ends_after_the_deadline_is_not_begun(api: Api, run: Run) -> None:
+    api.will(overloaded(Retry_After="60"))
+    start = time.monotonic()
+    assert run("--retries", "9", "--timeout", "10", "Hi").status == 5
+    assert time.monotonic() - start < 2
+
+
+def test_a_connection_that_is_refused_is_tried_again(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    process = run.start(
+        "--retries", "9", "Hi", env={"XCHAT_BASE_URL": f"http://127.0.0.1:{port}/v1"}
+    )
+    line = process.stderr.readline().decode()
+    assert re.fullmatch(AGAIN + "\n", line)
+    assert "Connection refused; trying again" in line
+
+    def answer(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            read_request(connection)
+            connection.sendall(b"".join(step for step in HELLO if isinstance(step, bytes)))
+
+    with socket.create_server(("127.0.0.1", port)) as server:
+        answer(server)
+    assert process.communicate(timeout=30)[0] == b"Hello\n"
+    assert process.returncode == 0
+
+
+class Busy(Api):
+    """A server that answers 8 at a time, and the others with 429; it counts what it answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = threading.BoundedSemaphore(8)
+        self.answered: list[str] = []
+        self.refused = 0
+
+    def serve(self, connection: socket.socket) -> None:
+        with connection:
+            request = read_request(connection)
+            prompt = request.json["messages"][0]["content"]
+            if not self.places.acquire(blocking=False):
+                self.refused += 1
+                script = overloaded(Retry_After="1")
+            else:
+                time.sleep(0.1)
+                self.answered.append(prompt)
+                self.places.release()
+                script = reply(completion(f"re: {prompt}"))
+            connection.sendall(b"".join(step for step in script if isinstance(step, bytes)))
+
+
+@pytest.fixture
+def busy(run: Run, tmp_path: Path) -> Any:
+    server = Busy()
+    run.env["XCHAT_BASE_URL"] = server.url
+    run.env["PATH"] = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    (tmp_path / "bin").mkdir()
+    command = tmp_path / "bin" / "xchat"
+    command.write_text("#!/bin/sh\nexec " + " ".join(run.command) + ' "$@"\n')
+    command.chmod(0o755)
+    (tmp_path / "list").write_text("".join(f"prompt {n}\n" for n in range(64)))
+    yield server
+    server.close()
+    assert server.refused > 0
+
+
+PROMPTS = sorted(f"prompt {n}" for n in range(64))
+
+
+def shell(run: Run, line: str) -> str:
+    return subprocess.run(
+        ["sh", "-c", line], env=run.env, cwd=run.home, stdout=-1, check=False
+    ).stdout.decode()
+
+
+def test_64_at_a_time_under_xargs(run: Run, busy: Busy) -> None:
+    out = shell(run, "xargs -P 64 -d '\\n' -n 1 xchat -q --retries 30 -n -- <list")
+    assert sorted(busy.answered) == PROMPTS
+    assert sorted(out.splitlines()) == [f"re: {prompt}" for prompt in PROMPTS]
+
+
+def test_64_at_a_time_under_parallel(run: Run, busy: Busy) -> None:
+    if not shutil.which("parallel"):
+        pytest.skip("GNU parallel is not on this machine; .ci/run installs it")
+    line = "parallel -j 64 --joblog log --resume-failed xchat -q -n -- {} :::: list 2>/dev/null"
+    out = ""
+    for _ in range(20):
+        out += shell(run, line)
+    assert sorted(busy.answered) == PROMPTS  # each was paid for exactly once
+    assert sorted(out.splitlines()) == [f"re: {prompt}" for prompt in PROMPTS]
