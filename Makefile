@@ -32,7 +32,7 @@ $(VENV)/model: $(VENV)/made
 	touch $@
 
 test: $(VENV)/made
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest -n 2
 
 $(VENV)/made: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -44,7 +44,7 @@ test-all:
 		echo "$$python $${pins:-newest}" && rm -rf .venv-all && \
 		$$python -m venv .venv-all && \
 		.venv-all/bin/pip install -q --disable-pip-version-check -e '.[test]' $$pins && \
-		.venv-all/bin/pytest || exit; \
+		.venv-all/bin/pytest -n 2 || exit; \
 	done; done
 
 lint: $(VENV)/lint
