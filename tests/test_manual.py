@@ -77,7 +77,7 @@ def test_the_roles_are_those_of_the_code() -> None:
 
 
 def unformat(text: str) -> str:
-    return text.replace("\\(dq", '"').replace("\\-", "-").replace("\\&", "")
+    return text.replace("\\(dq", '"').replace("\\-", "-").replace("\\&", "").replace("\\e", "\\")
 
 
 def blocks() -> list[str]:
@@ -86,7 +86,7 @@ def blocks() -> list[str]:
 
 def examples() -> list[str]:
     lines = re.findall(r"^\.Dl \$ (.*)$", section("EXAMPLES"), re.MULTILINE)
-    return [unformat(line) for line in [*lines, blocks()[1]]]
+    return [unformat(line) for line in [*lines, *blocks()[1:]]]
 
 
 @pytest.fixture
@@ -96,6 +96,7 @@ def shell(run: Run, tmp_path: Path) -> Run:
     for name, script in {
         "xchat": " ".join(f"'{word}'" for word in run.command) + ' "$@"',
         "git": "echo a change",
+        "parallel": 'for list; do :; done; xargs -d "\\n" -n 1 xchat -n -- <"$list"',
         "mail": 'cat; echo "mail $*"',
     }.items():
         command = tmp_path / "bin" / name
@@ -114,12 +115,14 @@ def shell(run: Run, tmp_path: Path) -> Run:
 
 @pytest.mark.parametrize("example", examples())
 def test_an_example_runs(api: Api, shell: Run, tmp_path: Path, example: str) -> None:
-    requests = 0 if "--dry-run" in example else 2 if "while" in example else 1
+    is_many = any(word in example for word in ("while", "xargs", "parallel"))
+    requests = 0 if "--dry-run" in example else 2 if is_many else 1
     api.will(*[reply(completion())] * requests)
     result = shell(example)
     assert (result.err, result.status) == ("", 0)
-    out = {"--dry-run": b"", "mail": b"Hello\nmail -s Reply me\n", "while": b"Hello\nHello\n"}
-    assert result.out == next((out[word] for word in out if word in example), b"Hello\n")
+    out = {"--dry-run": b"", "mail": b"Hello\nmail -s Reply me\n"}
+    otherwise = b"Hello\n" * requests
+    assert result.out == next((out[word] for word in out if word in example), otherwise)
     assert len(api.requests) == requests
     if "tee" in example:
         assert (tmp_path / "review.txt").read_text() == "Hello\n"
