@@ -916,11 +916,13 @@ def fetch(server: Server, body: bytes, *, verify: str | bool, clock: Clock) -> A
     limit = min(CONNECT_TIMEOUT, clock.timeout)
     try:
         try:
-            clock.wait_for(events, at_most=limit)
+            response = clock.wait_for(events, at_most=limit)
         except queue.Empty:
             if may_post and may_post.pop():
                 raise NoAnswer(f"no connection within {limit:g} s", repeat_after=0) from None
-        response = clock.wait_for(events)
+            response = None
+        while response is None:
+            response = clock.wait_for(events)
     except queue.Empty:
         raise NoAnswer(clock.late) from None
     except (ProxyError, InvalidSchema) as error:

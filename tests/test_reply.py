@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import pty
+import resource
 import socket
 import subprocess
 import zlib
@@ -203,6 +204,28 @@ def test_a_reply_of_more_than_64_mib_is_not_held(api: Api, run: Run) -> None:
     api.will([b"HTTP/1.1 200 OK\r\n\r\n", *[block] * 66])
     result = run("Hi")
     assert result == Result(b"", f"xchat: {api.host}: the reply has more than 64 MiB\n", 1)
+
+
+def small_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+
+
+def test_a_gzip_bomb_is_not_held(api: Api, run: Run) -> None:
+    bomb = gzip.compress(b" " * (400 << 20))
+    api.will(reply(bomb, Content_Encoding="gzip"), reply(bomb, "500 No", Content_Encoding="gzip"))
+    result = run("Hi", preexec_fn=small_memory)
+    assert (result.out, result.status) == (b"", 1)
+    assert "the reply has more than 64 MiB" in result.err
+    result = run("Hi", preexec_fn=small_memory)
+    assert (result.out, result.status) == (b"", 5)
+    assert "500 No: no reason given" in result.err
+
+
+def test_a_body_that_is_compressed_twice_is_refused(api: Api, run: Run) -> None:
+    api.will(reply(gzip.compress(gzip.compress(BODY)), Content_Encoding="gzip, gzip"))
+    result = run("Hi", preexec_fn=small_memory)
+    assert (result.out, result.status) == (b"", 1)
+    assert "the reply is cut short: compressed more than once" in result.err
 
 
 @pytest.mark.parametrize("args", [["Hi"], ["--dry-run", "Hi"], ["--help"], ["--version"]])

@@ -278,6 +278,24 @@ def test_a_proxy_that_refuses_is_told_without_its_password(
     assert KEY.encode() not in asked
 
 
+def test_a_proxy_that_is_not_there(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    env = {
+        "XCHAT_BASE_URL": "https://xchat.invalid/v1",
+        "XAI_API_KEY": KEY,
+        "HTTPS_PROXY": f"http://user:secret@127.0.0.1:{port}",
+    }
+    message = "xchat: xchat.invalid: the proxy failed: Connection refused\n"
+    assert run("Hi", env=env) == Result(b"", message, 3)
+    env["HTTPS_PROXY"] = "socks5://user:secret@127.0.0.1:9"
+    result = run("Hi", env=env)
+    assert (result.out, result.status) == (b"", 3)
+    assert result.err.startswith("xchat: xchat.invalid: the proxy failed: ")
+    assert "secret" not in result.err
+    assert result.err.count("\n") == 1
+
+
 def test_no_proxy_goes_around_the_proxy(run: Run, proxy: tuple[str, list[bytes]]) -> None:
     env = {
         "XCHAT_BASE_URL": "https://xchat.invalid/v1",
