@@ -1085,8 +1085,8 @@ def explain(error: BaseException) -> str:
         return f"does not speak HTTP: {error}"
     if isinstance(error, http.client.IncompleteRead):
         return "closed the connection in the middle"
-    if isinstance(error, TimeoutError):
-        return "timed out"
+    if isinstance(error, TimeoutError) and not error.errno:
+        return f"no connection within {CONNECT_TIMEOUT / 2:g} s"
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
@@ -1189,7 +1189,7 @@ def choices_of(chunk: JSON) -> list[JSON]:
 def read_events(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """Yield the data of server-sent events: https://html.spec.whatwg.org/#server-sent-events.
 
-    Unlike there, data counts that the end of the stream cuts off from its blank line.
+    Unlike there, a final [DONE] needs no blank line after it.
     """
     data: list[bytes] = []
     for line in read_lines(blocks):
@@ -1199,8 +1199,8 @@ def read_events(blocks: Iterable[bytes]) -> Iterator[bytes]:
         name, _, value = line.partition(b":")
         if name == b"data":
             data.append(value.removeprefix(b" "))
-    if data:
-        yield b"\n".join(data)
+    if data == [b"[DONE]"]:
+        yield data[0]
 
 
 def read_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -1250,8 +1250,10 @@ def refusal(answer: Answer) -> Failure:
     """Return the failure that an answer outside 200 to 299 means, in the API's words."""
     if 300 <= answer.status < 400:
         return Refused(f"{answer.status} {answer.reason}: redirects are not followed")
-    words = api_words(read_begin(answer.blocks)) or "no reason given"
-    message = f"{answer.status} {answer.reason}: {words}"
+    text = read_begin(answer.blocks).decode(errors="replace").strip()
+    is_html = re.match(r"<(!doctype|html|head)", text, re.IGNORECASE)
+    words = "a page of HTML" if is_html else api_words(text) or "no reason given"
+    message = f"{f'{answer.status} {answer.reason}'.strip()}: {words}"
     if answer.status == 408:
         return Unavailable(message)
     if answer.status >= 500 or (answer.status == 429 and not NO_CREDIT.search(words)):
@@ -1285,9 +1287,10 @@ def retry_after(answer: Answer) -> float:
 # a 429 or an error in a 200 says only in words that it is not about the rate
 NO_CREDIT = re.compile(r"\bcredits?\b|spending limit|insufficient_quota", re.IGNORECASE)
 
-# codes of the API, old and new, and of its like, for what repeating does not help
+# codes for what repeating does not help: the API's, old and new, and those of its like
 REFUSAL_CODE = re.compile(
-    r"invalid|permission|unauthenticated|authentication|not[ _-]found|content.policy",
+    r"invalid|permission|unauthenticated|authentication|not[ _-]found|content.policy"
+    r"|^4(?!08|29)\d\d$",
     re.IGNORECASE,
 )
 
@@ -1295,22 +1298,16 @@ REFUSAL_CODE = re.compile(
 def error_in_reply(value: JSON) -> Failure:
     """Return the failure that an error object with status 200 means."""
     inner = value["error"] if isinstance(value["error"], dict) else value
-    code = inner.get("code") or inner.get("type") or ""
-    words = api_words(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-    message = f"error in the reply: {words}"
-    if isinstance(code, int):
-        permanent = 400 <= code < 500 and code not in (408, 429)
-    else:
-        permanent = bool(REFUSAL_CODE.search(str(code)))
-    return Refused(message) if permanent or NO_CREDIT.search(words) else Unavailable(message)
+    code = str(inner.get("code") or inner.get("type"))
+    words = api_words(value)
+    is_lasting = REFUSAL_CODE.search(code) or NO_CREDIT.search(words)
+    return (Refused if is_lasting else Unavailable)(f"error in the reply: {words}")
 
 
-def api_words(body: bytes) -> str:
-    """Return what an error's body says, in any of the shapes that it comes in; "" for nothing."""
-    text = body.decode(errors="replace").strip()
-    if re.match(r"<(!doctype|html|head)", text, re.IGNORECASE):
-        return "a page of HTML"
-    return re.sub(r"\s*\[WKE=[^]]*\]", "", words_in(text) or text)
+def api_words(error: Any) -> str:
+    """Return what an error says, parsed or not, in any of the shapes that it comes in."""
+    words = words_in(error) or (error if isinstance(error, str) else json.dumps(error))
+    return re.sub(r"\s*\[WKE=[^]]*\]", "", words)  # a marker for the API's own clients
 
 
 def words_in(value: Any, depth: int = 0) -> str:

@@ -98,7 +98,7 @@ ERRORS = [
         5,
         '503 Service Unavailable: {"error": {"code": 1}}',
     ),
-    ("521 ", b"<!DOCTYPE html><title>x</title>", 5, "521 : a page of HTML"),
+    ("521 ", b"<!DOCTYPE html><title>x</title>", 5, "521: a page of HTML"),
     ("529 Overloaded", b"[[[[[[[[[[", 5, "529 Overloaded: [[[[[[[[[["),
     ("530 X", b"[" * 90000, 5, "530 X: [[["),
     (

@@ -125,7 +125,7 @@ NOT_WHOLE = [
     # what comes; what is written; the status; why
     ([event(chunk("Hel"))], b"Hel\n", 1, f"{CUT}the stream ended before it"),
     ([event(chunk("Hel")), RESET], b"Hel\n", 1, CUT),
-    ([event(chunk("Hel")), b'data: {"choices": [{"de'], b"Hel\n", 1, "not a completion: "),
+    ([event(chunk("Hel")), b'data: {"choices": [{"de'], b"Hel\n", 1, f"{CUT}the stream"),
     ([event(chunk("Hel\n"))], b"Hel\n", 1, CUT),
     ([event(chunk("Hel")), event(b"[DONE")], b"Hel\n", 1, "not a completion: [DONE"),
     ([event(chunk("Hel")), event(b"nonsense"), BODY], b"Hel\n", 1, "not a completion: nonsense"),
