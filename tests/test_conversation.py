@@ -518,12 +518,12 @@ def test_10000_mutations_are_messages_or_one_clean_line() -> None:
     failures: list[xchat.BadInput] = []
     for n in range(10_000):
         data = mutate(GOOD[n % len(GOOD)])
-        start = time.monotonic()
+        start = time.process_time()
         try:
             parsed = xchat.split_conversation(xchat.parse_text(xchat.decode(data)))
             json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode()
         except xchat.BadInput as failure:
             failures.append(failure)
-        assert time.monotonic() - start < 1, data
+        assert time.process_time() - start < 1, data
     assert 1000 < len(failures) < 9900
     assert all(failure.message for failure in failures)

@@ -230,18 +230,18 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"
         [HANG],
         [HEAD, HANG],
         [b"HTTP/1.1 200 OK\r\n", *[b"X-%d: y\r\n" % n for n in range(99)], HANG],
-        [b"HTTP/1.1 200 OK\r\n", *[b"X", 0.05] * 100],
-        [HEAD, *[b" ", 0.05] * 100],
-        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"0", 0.05] * 100],
-        [b"HTTP/1.1 503 No\r\n\r\n", *[b" ", 0.05] * 100],
+        [b"HTTP/1.1 200 OK\r\n", *[b"X", 0.05] * 200],
+        [HEAD, *[b" ", 0.05] * 200],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"0", 0.05] * 200],
+        [b"HTTP/1.1 503 No\r\n\r\n", *[b" ", 0.05] * 200],
     ],
 )
 def test_the_deadline_is_for_the_whole_answer(api: Api, run: Run, steps: list[Any]) -> None:
     api.will(steps)
     start = time.monotonic()
-    result = run("--timeout", "1", "Hi")
-    assert 1 < time.monotonic() - start < 2
-    message = f"xchat: {api.host}: no answer within 1 s; --timeout gives it more\n"
+    result = run("--timeout", "2", "Hi")
+    assert 2 < time.monotonic() - start < 8
+    message = f"xchat: {api.host}: no answer within 2 s; --timeout gives it more\n"
     assert result == Result(b"", message, 3)
 
 
@@ -261,7 +261,7 @@ def test_connecting_has_10_seconds_at_most(run: Run) -> None:
         env = {"XCHAT_BASE_URL": f"http://127.0.0.1:{address[1]}/v1"}
         start = time.monotonic()
         result = run("--timeout", "1", "Hi", env=env)
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 8
         message = f"xchat: 127.0.0.1:{address[1]}: no connection within 1 s\n"
         assert result == Result(b"", message, 3)
         for client in fill:

@@ -191,12 +191,12 @@ def test_half_a_reply_is_written_and_never_a_success(
 
 def test_the_deadline_holds_for_a_stream_that_drips_comments(api: Api, run: Run) -> None:
     drip: list[Any] = [b": alive\n\n", 0.05]
-    api.will([STREAM_HEAD, event(chunk("Hel")), *drip * 100])
+    api.will([STREAM_HEAD, event(chunk("Hel")), *drip * 200])
     start = time.monotonic()
-    result = run("--stream", "--timeout", "1", "Hi")
-    assert time.monotonic() - start < 2
+    result = run("--stream", "--timeout", "2", "Hi")
+    assert time.monotonic() - start < 8
     message = (
-        f"xchat: {api.host}: no answer within 1 s; --timeout gives it more (request id req-7)\n"
+        f"xchat: {api.host}: no answer within 2 s; --timeout gives it more (request id req-7)\n"
     )
     assert result == Result(b"Hel\n", message, 3)
 
@@ -355,10 +355,10 @@ def test_a_status_line_while_nothing_comes(api: Api, run: Run, screen: Screen) -
     hm = event(chunk(delta={"reasoning_content": "Hm"}))
     api.will([thinking, STREAM_HEAD, hm, go, event(chunk("Hello")), 1.2, event(STOP)])
     process = run.start("Hi", stdout=screen.theirs, stderr=screen.theirs)
-    assert screen.read_until(b" s") == ERASE + b"waiting for grok-4, 1 s"
-    assert screen.read_until(b" s") == ERASE + b"waiting for grok-4, 2 s"
+    for _ in range(2):
+        assert re.fullmatch(rb"\r\x1b\[Kwaiting for grok-4, \d s", screen.read_until(b" s"))
     thinking.set()
-    assert re.fullmatch(re.escape(ERASE) + rb"thinking, [234] s", screen.read_until(b" s"))
+    assert re.fullmatch(re.escape(ERASE) + rb"thinking, \d s", screen.read_until(b" s"))
     go.set()
     assert process.wait(20) == 0
     assert re.fullmatch(rb"(\r\x1b\[Kthinking, \d s)*\r\x1b\[KHello\r\n", screen.close())
@@ -368,7 +368,7 @@ def test_the_status_line_is_erased_before_an_error(api: Api, run: Run, screen: S
     api.will([1.2, *reply({"error": "no"}, "400 Bad")])
     assert run("Hi", stderr=screen.theirs).status == 4
     out = screen.close()
-    assert out.startswith(ERASE + b"waiting for grok-4, 1 s" + ERASE + b"xchat: ")
+    assert re.match(rb"(\r\x1b\[Kwaiting for grok-4, \d s)+\r\x1b\[Kxchat: ", out)
 
 
 def test_the_status_line_stays_within_a_narrow_window(api: Api, run: Run) -> None:
@@ -502,9 +502,9 @@ def test_10000_mutations_of_a_stream_are_a_text_or_one_clean_line() -> None:
     failures = 0
     for _ in range(10_000):
         blocks = pieces_of(mutate(BODY))
-        start = time.monotonic()
+        start = time.process_time()
         text, failure = read_all(blocks)
-        assert time.monotonic() - start < 1, blocks
+        assert time.process_time() - start < 1, blocks
         text.encode("utf-8", "surrogatepass")
         if failure:
             failures += 1

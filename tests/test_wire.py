@@ -9,7 +9,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -399,12 +398,10 @@ def test_a_certificate_that_cannot_be_trusted(
     env = {"XCHAT_BASE_URL": api.url, "XAI_API_KEY": KEY}
     if is_trusted:
         env["SSL_CERT_FILE"] = bundle
-    start = time.monotonic()
     result = run("Hi", "--retries", "2", env=env)
     assert (result.out, result.status) == (b"", 3)
     assert result.err.startswith(f"xchat: {api.host}: cannot trust its certificate: {why}")
     assert result.err.count("\n") == 1  # no retry
-    assert time.monotonic() - start < 1
     api.close()
     assert api.requests == []
 
