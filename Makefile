@@ -59,7 +59,8 @@ $(VENV)/lint: $(VENV)/made
 
 # The first line names the Python that has the packages, whichever one PATH finds later.
 install:
-	$(PYTHON) -c 'import click, requests, yaml'
+	@$(PYTHON) -c 'import click, requests, yaml, urllib3; urllib3.HTTPResponse.read1' 2>/dev/null || { \
+		echo '$(PYTHON) lacks click, requests, urllib3 2.2 or PyYAML' >&2; exit 1; }
 	install -d '$(DESTDIR)$(BINDIR)' $(foreach file,$(PAGE) $(BASH) $(ZSH) $(FISH),'$(DESTDIR)$(dir $(file))')
 	sed "1s|.*|#!$$($(PYTHON) -c 'import sys; print(sys.executable)')|" xchat.py >'$(DESTDIR)$(BINDIR)/xchat'
 	chmod 755 '$(DESTDIR)$(BINDIR)/xchat'

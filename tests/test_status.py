@@ -207,6 +207,7 @@ def test_no_such_host(run: Run) -> None:
         ([], "closed the connection without an answer"),
         ([b"HTTP/1.1 200 OK\r\nContent-"], None),
         ([RESET], "Connection reset by peer"),
+        ([b"HTTP/1.1 200 OK\r\nContent-", RESET], "Connection reset by peer"),
         ([b"SSH-2.0-OpenSSH_9.2\r\n"], None),
         ([b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000], None),
         ([b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000], None),

@@ -15,6 +15,7 @@ import struct
 import termios
 import threading
 import time
+import zlib
 from typing import Any
 
 import pytest
@@ -208,6 +209,29 @@ def test_each_event_is_written_when_it_arrives(api: Api, run: Run) -> None:
     assert os.read(process.stdout.fileno(), 100) == b"one "
     written.set()
     assert process.communicate(timeout=20) == (b"two\n", b"")
+
+
+def test_each_event_of_a_compressed_stream_is_written_when_it_arrives(api: Api, run: Run) -> None:
+    press = zlib.compressobj(wbits=31)
+    first = press.compress(event(chunk("one "))) + press.flush(zlib.Z_SYNC_FLUSH)
+    last = press.compress(stream("two")) + press.flush()
+    head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+    written = threading.Event()
+    api.will([head, first, written, last])
+    process = run.start("--stream", "Hi")
+    assert os.read(process.stdout.fileno(), 100) == b"one "
+    written.set()
+    assert process.communicate(timeout=20) == (b"two\n", b"")
+
+
+def test_half_a_gzip_body_is_not_whole(api: Api, run: Run) -> None:
+    half = gzip.compress(stream(*[f"{n} " for n in range(1000)]))[:-200]
+    head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+    api.will([head, half])
+    result = run("--stream", "Hi")
+    assert result.out.startswith(b"0 1 2 3 ")
+    assert result.status == 1
+    assert result.err.startswith(f"xchat: {api.host}: {CUT}")
 
 
 def test_all_at_once_is_written_only_when_it_is_whole(api: Api, run: Run) -> None:
