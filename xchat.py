@@ -32,7 +32,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
@@ -1417,10 +1417,11 @@ def interruptible() -> Iterator[None]:
         die_of(signal.SIGINT)
 
 
-def die_of(number: signal.Signals) -> None:
-    """End by the signal itself, as a shell's loop looks for it."""
+def die_of(number: signal.Signals) -> NoReturn:
+    """End by the signal itself, which is what a shell's loop looks for."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
+    sys.exit(128 + number)  # the parent has blocked it
 
 
 # Command -------------------------------------------------------------------------------------

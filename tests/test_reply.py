@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import resource
+import signal
 import socket
 import subprocess
 import zlib
@@ -263,6 +264,18 @@ def test_a_reader_that_is_gone_ends_it_by_sigpipe(api: Api, run: Run) -> None:
     result = run("Hi", stdout=write)
     os.close(write)
     assert (result.err, result.status) == ("", -13)
+
+
+def test_a_blocked_sigpipe_is_no_success(api: Api, run: Run) -> None:
+    api.will(reply(completion()))
+    read, write = os.pipe()
+    os.close(read)
+    blocked = {signal.SIGPIPE}
+    result = run(
+        "Hi", stdout=write, preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+    )
+    os.close(write)
+    assert (result.err, result.status) == ("", 141)
 
 
 def test_a_full_pipe_that_does_not_block_gets_all(api: Api, run: Run) -> None:
