@@ -10,10 +10,10 @@ The data passes the sections below in their order:
     command     the options, and the order of the steps
     main        the signals, and from failure to exit status
 
-Bytes become text in decode() and in read_completion(), text becomes bytes in encode_body() and
-write_text(), and nowhere else.  Messages are the API's own JSON mappings all the way: checked
-once, by check_message(), and never rebuilt.  Whatever is expected to go wrong is a Failure, whose
-class carries the exit status; anything else that is raised is a bug.
+Bytes become text in decode() and parse_reply(), text becomes bytes in encode_body() and
+write_output(); only what goes into error messages is decoded elsewhere.  Messages are the API's
+own JSON mappings all the way, checked once by check_message().  Whatever is expected to go wrong
+is a Failure, whose class carries the exit status; anything else that is raised is a bug.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ import click
 if TYPE_CHECKING:
     import ipaddress
     import queue
+    import threading
 
 
 __version__ = "0.1.0"
@@ -125,8 +126,8 @@ UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u
 def tell(message: str) -> None:
     """Write one line to standard error; a lost message must not lose the reply."""
     line = UNPRINTABLE.sub(" ", message).strip()
-    if len(line) > 1000:
-        line = line[:1000] + "..."
+    if len(line) > 1000:  # the end has the request id
+        line = f"{line[:800]} ... {line[-100:]}"
     # not print(): what a full disk leaves in sys.stderr's buffer turns the exit status into 120
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
@@ -297,15 +298,12 @@ def read_prompt(words: Sequence[str], *, no_stdin: bool, warn: Warn) -> str:
     """Return the words, standard input, or both, set off by a blank line."""
     if no_stdin:
         return " ".join(words)
-    before, after = list(words), []
-    if "-" in words:
-        place = before.index("-")
-        before, after = before[:place], before[place + 1 :]
-    elif words and not stdin_is_pipe_or_file():
+    if words and "-" not in words and not stdin_is_pipe_or_file():
         return " ".join(words)
+    place = words.index("-") if "-" in words else len(words)
     with at("standard input"):
         stdin = read_stdin(hint="waiting for standard input; -n does without it", warn=warn)
-    parts = [" ".join(before), stdin, " ".join(after)]
+    parts = [" ".join(words[:place]), stdin, " ".join(words[place + 1 :])]
     return "\n\n".join(part for part in parts if part.strip())
 
 
@@ -366,7 +364,7 @@ def read_conversation(path: str, *, warn: Warn) -> tuple[JSON, list[JSON]]:
         else:
             text = read_file(path)
         fields, messages = split_conversation(parse_text(text))
-    for field in fields.keys() - FIELDS:
+    for field in [field for field in fields if field not in FIELDS]:
         warn(f"{name}: unknown request field {field!r}, sent as given{near(field, FIELDS)}")
     return fields, messages
 
@@ -388,11 +386,18 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     fields = dict(value)
     messages = []
     if "system" in fields:
+        content = fields.pop("system")
         with at("system"):
-            messages += check_messages([{"system": fields.pop("system")}], numbered=False)
+            check_value(content)
+            check_content(content)
+        messages.append({"role": "system", "content": content})
     for name in fields.keys() & {"history", "messages"}:
         with at(name):
             messages += check_messages(fields.pop(name))
+    if value.keys() == {"user"}:
+        raise BadInput(
+            "'user' alone is a request field; a message is an item of a list: - user: ..."
+        )
     for name, field in fields.items():
         check_field_name(name)
         with at(name):
@@ -410,13 +415,13 @@ def check_field_name(name: str) -> None:
         raise BadInput(f"unknown key {name!r}{hint}")
 
 
-def check_messages(messages: Any, *, numbered: bool = True) -> list[JSON]:
+def check_messages(messages: Any) -> list[JSON]:
     if not isinstance(messages, list):
         check_value(messages)
         raise BadInput(f"expected a list of messages, found {show(messages)}")
     checked = []
     for number, message in enumerate(messages, start=1):
-        with at(f"message {number}") if numbered else contextlib.nullcontext():
+        with at(f"message {number}"):
             check_value(message)
             checked.append(check_message(message))
     return checked
@@ -471,7 +476,7 @@ def check_text(value: Any) -> None:
     if value is None or isinstance(value, (dict, list)):
         raise BadInput(f"expected text, found {show(value)}")
     if not isinstance(value, str):
-        raise BadInput(f"{show(value)} is not text; quote it")
+        raise BadInput(f"read as {show(value)}, not as text; quote it")
 
 
 def require(key: str, mapping: JSON) -> None:
@@ -596,10 +601,9 @@ def parse_yaml(text: str) -> Any:
 
     # libyaml compares each %TAG with all before it: 64 MiB of them would take hours
     if tag := re.search(r"^%TAG", text, re.MULTILINE):
-        raise BadInput(f"line {line_of(text, tag.start())}: YAML tags are not accepted")
+        raise BadInput(f"line {line_of(text, tag.start())}: %TAG is not accepted; leave it off")
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
-        return YamlReader(loader).read_document()
+        return YamlReader(text).read_document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -607,6 +611,10 @@ def parse_yaml(text: str) -> Any:
         raise BadInput(f"not YAML: {place}{error.problem}{hint}") from None
     except yaml.reader.ReaderError as error:
         raise BadInput(f"not YAML: {error.reason} (character {error.position})") from None
+
+
+YAML_TAG = "tag:yaml.org,2002:"
+LONG_NUMBER = 1000  # characters; the time for a number like 1:1:1 grows as its square
 
 
 def line_of(text: str, position: int) -> int:
@@ -620,105 +628,91 @@ class YamlReader:
     and keeps the last of duplicate keys.
     """
 
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-        self.anchors: dict[str, tuple[Any, int]] = {}  # each with its size
-        self.repeated = 0  # size of what aliases stand for
-
-    def read_document(self) -> Any:
+    def __init__(self, text: str) -> None:
         import yaml
 
+        self.yaml = yaml
+        self.loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+        self.anchors: dict[str, tuple[Any, int]] = {}  # each with its size
+        self.size = 0  # of what was read: its text, and 64 for each node
+        self.repeated = 0  # of that, what aliases stand for
+
+    def read_document(self) -> Any:
         self.loader.get_event()  # the start of the stream
-        if not self.loader.check_event(yaml.DocumentStartEvent):
+        if not self.loader.check_event(self.yaml.DocumentStartEvent):
             raise BadInput("empty; expected messages in JSON or YAML")
         self.loader.get_event()
-        value, _size = self.read_node(0)
+        value = self.read_node(0)
         self.loader.get_event()
         event = self.loader.get_event()
-        if not isinstance(event, yaml.StreamEndEvent):
+        if not isinstance(event, self.yaml.StreamEndEvent):
             raise self.error(event, "a second YAML document; a file holds one conversation")
         return value
 
-    def read_node(self, depth: int) -> tuple[Any, int]:
-        """Return the next value and its size: its text, and 64 for each node."""
-        import yaml
-
+    def read_node(self, depth: int) -> Any:
         event = self.loader.get_event()
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, self.yaml.AliasEvent):
             return self.read_alias(event)
         if depth > NESTING_LIMIT:
             raise self.error(event, f"nested more than {NESTING_LIMIT} levels deep")
+        before = self.size
+        self.size += 64
         value: Any
-        if isinstance(event, yaml.ScalarEvent):
-            value, size = self.read_scalar(event), 64 + len(event.value)
-        elif isinstance(event, yaml.SequenceStartEvent):
-            value, size = self.read_sequence(event, depth)
+        if isinstance(event, self.yaml.ScalarEvent):
+            self.size += len(event.value)
+            value = self.read_scalar(event)
+        elif isinstance(event, self.yaml.SequenceStartEvent):
+            self.check_tag(event, "seq")
+            value = list(self.read_items(self.yaml.SequenceEndEvent, depth))
         else:
-            value, size = self.read_mapping(event, depth)
+            self.check_tag(event, "map")
+            value = unique(list(self.read_pairs(depth)))
         if event.anchor:
-            self.anchors[event.anchor] = value, size
-        return value, size
+            self.anchors[event.anchor] = value, self.size - before
+        return value
 
-    def read_alias(self, event: Any) -> tuple[Any, int]:
+    def read_alias(self, event: Any) -> Any:
         if event.anchor not in self.anchors:
             raise self.error(event, f"the alias *{event.anchor} stands for nothing above it")
         value, size = self.anchors[event.anchor]
+        self.size += size
         self.repeated += size
         if self.repeated > INPUT_LIMIT:
             raise self.error(event, f"aliases stand for more than {INPUT_LIMIT // MIB} MiB")
-        return value, size
+        return value
 
-    def read_sequence(self, start: Any, depth: int) -> tuple[list[Any], int]:
-        import yaml
-
-        self.check_tag(start, "seq")
-        values, size = [], 64
-        while not self.loader.check_event(yaml.SequenceEndEvent):
-            value, more = self.read_node(depth + 1)
-            values.append(value)
-            size += more
+    def read_items(self, end: Any, depth: int) -> Iterator[Any]:
+        while not self.loader.check_event(end):
+            yield self.read_node(depth + 1)
         self.loader.get_event()
-        return values, size
 
-    def read_mapping(self, start: Any, depth: int) -> tuple[JSON | DuplicateKey, int]:
-        import yaml
-
-        self.check_tag(start, "map")
-        pairs, size = [], 64
-        while not self.loader.check_event(yaml.MappingEndEvent):
-            event = self.loader.peek_event()
-            key, _size = self.read_node(depth + 1)
+    def read_pairs(self, depth: int) -> Iterator[tuple[str, Any]]:
+        event = self.loader.peek_event()
+        items = self.read_items(self.yaml.MappingEndEvent, depth)
+        for key in items:
             if not isinstance(key, str):
                 raise self.error(event, f"the key {show(key)} is not text; quote it")
             if key == "<<":
                 raise self.error(event, "merge keys (<<) are not accepted; write the keys out")
-            value, more = self.read_node(depth + 1)
-            pairs.append((key, value))
-            size += 64 + len(key) + more
-        self.loader.get_event()
-        return unique(pairs), size
+            yield key, next(items)
+            event = self.loader.peek_event()
 
     def read_scalar(self, event: Any) -> Any:
         """Return text, or what YAML 1.1 reads plain text as: a number, a boolean, null, a date."""
-        import yaml
-
-        if event.tag not in (None, "!"):
+        tag = event.tag
+        if tag not in (None, "!"):
             self.check_tag(event, "str", "int", "float", "bool", "null")
-            tag = event.tag
         elif event.implicit[0] and len(event.value) <= LONG_NUMBER:
-            tag = self.loader.resolve(yaml.ScalarNode, event.value, (True, False))
-        else:
-            tag = YAML_TAG + "str"
-        if tag in (YAML_TAG + "str", YAML_TAG + "value", YAML_TAG + "merge"):
+            tag = self.loader.resolve(self.yaml.ScalarNode, event.value, (True, False))
+        if tag in (None, "!", *[YAML_TAG + name for name in ("str", "value", "merge")]):
             return event.value
         try:
             if len(event.value) > LONG_NUMBER:
                 raise ValueError
-            return self.loader.construct_object(yaml.ScalarNode(tag, event.value))
-        except (ValueError, LookupError):
-            raise self.error(
-                event, f"{show(event.value)} is no valid {tag.rpartition(':')[2]}"
-            ) from None
+            return self.loader.construct_object(self.yaml.ScalarNode(tag, event.value))
+        except (ValueError, LookupError, OverflowError):
+            name = tag.removeprefix(YAML_TAG)
+            raise self.error(event, f"{show(event.value)} is no valid {name}") from None
 
     def check_tag(self, event: Any, *names: str) -> None:
         if event.tag not in (None, "!") and event.tag not in {YAML_TAG + name for name in names}:
@@ -726,10 +720,6 @@ class YamlReader:
 
     def error(self, event: Any, message: str) -> BadInput:
         return BadInput(f"line {event.start_mark.line + 1}: {message}")
-
-
-YAML_TAG = "tag:yaml.org,2002:"
-LONG_NUMBER = 1000  # characters; the time for a number like 1:1:1 grows as its square
 
 
 # Asking --------------------------------------------------------------------------------------
@@ -744,10 +734,18 @@ def build_body(
         messages.append({"role": "user", "content": prompt})
     elif not any(message["role"] == "user" for message in messages):
         raise BadInput("no prompt: give it as arguments or on standard input")
-    model = os.environ.get("XCHAT_MODEL") or MODEL
-    body: JSON = {"model": model, "messages": messages, **fields}
+    body: JSON = {"model": default_model(), "messages": messages, **fields}
     body.update((name, value) for name, value in options.items() if value is not None)
+    if options["max_completion_tokens"] is not None:
+        body.pop("max_tokens", None)  # the same under its old name
     return body
+
+
+def default_model() -> str:
+    model = os.environ.get("XCHAT_MODEL") or MODEL
+    with at("XCHAT_MODEL"):
+        check_value(model)
+    return model
 
 
 def choose_stream(body: JSON, wanted: bool | None) -> None:
@@ -795,7 +793,7 @@ class StatusLine:
         if self.is_wanted and now >= self.drawn + 1:
             self.drawn, self.is_drawn = now, True
             line = UNPRINTABLE.sub(" ", f"{self.activity}, {now - self.start:.0f} s")
-            width = os.get_terminal_size(2).columns - 1
+            width = (os.get_terminal_size(2).columns or 80) - 1
             self.write(b"\r\x1b[K" + line.encode("ascii", "replace")[:width])
 
     def erase(self) -> None:
@@ -882,7 +880,7 @@ class Clock:
     def seconds_left(self) -> float:
         return max(self.deadline - time.monotonic(), 0)
 
-    def wait_for(self, events: queue.SimpleQueue[Any], *, at_most: float = math.inf) -> Any:
+    def wait_for(self, events: queue.Queue[Any], *, at_most: float = math.inf) -> Any:
         """Return the next event, or raise it if it is an exception; queue.Empty: it is late."""
         import queue
 
@@ -909,16 +907,16 @@ def fetch(server: Server, body: bytes, *, verify: str | bool, clock: Clock) -> A
 
     from requests.exceptions import InvalidSchema, ProxyError
 
-    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    may_post = [True]  # popped by who connects in time, or else by who gives up waiting for that
-    exchange = prepare_exchange(server, body, verify=verify, may_post=may_post, on_event=events.put)
+    events: queue.Queue[Any] = queue.Queue(16)  # a slow reader slows the server down
+    gate = threading.Lock()  # taken by who connects in time, or else by who gives up waiting
+    exchange = prepare_exchange(server, body, verify=verify, gate=gate, on_event=events.put)
     threading.Thread(target=exchange, daemon=True).start()
     limit = min(CONNECT_TIMEOUT, clock.timeout)
     try:
         try:
             response = clock.wait_for(events, at_most=limit)
         except queue.Empty:
-            if may_post and may_post.pop():
+            if gate.acquire(blocking=False):
                 raise NoAnswer(f"no connection within {limit:g} s", repeat_after=0) from None
             response = None
         while response is None:
@@ -929,7 +927,7 @@ def fetch(server: Server, body: bytes, *, verify: str | bool, clock: Clock) -> A
         raise NoAnswer(f"the proxy failed: {explain(error)}", repeat_after=0) from None
     except wire_errors() as error:
         is_lasting = isinstance(root_of(error), ssl.SSLCertVerificationError)
-        repeat_after = 0 if may_post and not is_lasting else None
+        repeat_after = 0 if not (gate.locked() or is_lasting) else None
         raise NoAnswer(explain(error), repeat_after=repeat_after) from None
     blocks = read_blocks(events, clock)
     return Answer(response.status_code, response.reason or "", response.headers, blocks)
@@ -947,7 +945,7 @@ def prepare_exchange(
     body: bytes,
     *,
     verify: str | bool,
-    may_post: list[bool],
+    gate: threading.Lock,
     on_event: Callable[[Any], None],
 ) -> Callable[[], None]:
     """Return the function that does the exchange, for a thread of its own.
@@ -959,11 +957,13 @@ def prepare_exchange(
     """
     import requests
     from requests.adapters import HTTPAdapter
-    from requests.utils import get_environ_proxies
+    from requests.utils import get_environ_proxies, select_proxy
     from urllib3.connection import HTTPConnection
 
     url = f"{server.base_url}/chat/completions"
     proxies = {} if server.loopback else get_environ_proxies(url)
+    if proxy := select_proxy(url, proxies):
+        check_proxy(proxy)
     headers = {
         "Content-Type": "application/json",
         "Accept": "application/json, text/event-stream",
@@ -981,9 +981,8 @@ def prepare_exchange(
             return super().proxy_manager_for(proxy, **kwargs, socket_options=socket_options)
 
     def on_connected() -> None:
-        if not may_post:
+        if not gate.acquire(blocking=False):
             raise TimeoutError
-        may_post.pop()
         on_event(None)
 
     def exchange() -> None:
@@ -1011,6 +1010,19 @@ def prepare_exchange(
     return exchange
 
 
+def check_proxy(url: str) -> None:
+    """Refuse a malformed URL of a proxy; the message does not show it, nor a password in it."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, _port = parts.hostname or "", parts.port
+    except ValueError:
+        host = ""
+    if not (address_of(host) or HOST_NAME.fullmatch(host)):
+        raise BadInput("the URL of the proxy is malformed; look at HTTPS_PROXY and ALL_PROXY")
+
+
 def keepalive_options() -> list[tuple[int, int, int]]:
     """Return the socket options that probe a silent connection, lest middleboxes forget it."""
     import socket
@@ -1035,15 +1047,15 @@ def trust_store() -> str | bool:
                 raise BadInput(f"{name}: {path}: No such file or directory")
             return path
     paths = ssl.get_default_verify_paths()
-    # certificates are looked up in a directory by the hash in their file's name
-    if paths.capath and any(
-        re.match(r"[0-9a-f]{8}\.\d", name) for name in os.listdir(paths.capath)
-    ):
-        return paths.capath
+    with contextlib.suppress(OSError):
+        # certificates are looked up in a directory by the hash in their file's name
+        hashed = re.compile(r"[0-9a-f]{8}\.\d")
+        if paths.capath and any(map(hashed.match, os.listdir(paths.capath))):
+            return paths.capath
     return paths.cafile or True
 
 
-def read_blocks(events: queue.SimpleQueue[Any], clock: Clock) -> Iterator[bytes]:
+def read_blocks(events: queue.Queue[Any], clock: Clock) -> Iterator[bytes]:
     """Yield the blocks of a body as they arrive, and raise a Failure unless it ends well."""
     import queue
 
@@ -1093,6 +1105,10 @@ def explain(error: BaseException) -> str:
 # Replying ------------------------------------------------------------------------------------
 
 
+BOM = b"\xef\xbb\xbf"
+STREAM = re.compile(rb"data|event|id|retry|:")
+
+
 def read_reply(answer: Answer, status: StatusLine) -> Iterator[str]:
     """Yield the text of the reply, then raise a Failure if that is not all of it."""
     if not 200 <= answer.status < 300:
@@ -1106,12 +1122,6 @@ def read_reply(answer: Answer, status: StatusLine) -> Iterator[str]:
     for piece in pieces:
         status.end()
         yield piece
-
-
-STREAM = re.compile(rb"data|event|id|retry|:")
-
-
-BOM = b"\xef\xbb\xbf"
 
 
 def peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
@@ -1136,7 +1146,7 @@ def read_completion(body: bytes) -> Iterator[str]:
     except (LookupError, TypeError, ValueError):
         raise BadReply(f"not a completion: {excerpt(body)}") from None
     if not isinstance(text, str):
-        raise BadReply(f"not a completion: the content is {show(text)}")
+        raise BadReply(f"not a completion: {excerpt(body)}")
     if text:
         yield text
     check_finish(choice.get("finish_reason"), message, is_empty=not text)
@@ -1145,8 +1155,8 @@ def read_completion(body: bytes) -> Iterator[str]:
 def read_stream(blocks: Iterator[bytes], status: StatusLine) -> Iterator[str]:
     """Yield the text of the first choice of a streamed completion, as it comes.
 
-    The events are ChatResponseChunks: https://docs.x.ai/docs/guides/streaming-response. A finish
-    reason or [DONE] ends the reply; what comes after, or a broken connection, does not matter.
+    The events are ChatResponseChunks: https://docs.x.ai/docs/guides/streaming-response. With a
+    finish reason the text is whole; whatever goes wrong after it does not matter.
     """
     finish_reason = None
     message: JSON = {}
@@ -1158,32 +1168,32 @@ def read_stream(blocks: Iterator[bytes], status: StatusLine) -> Iterator[str]:
                 break
             for choice in choices_of(parse_reply(data)):
                 finish_reason = choice.get("finish_reason") or finish_reason
-                delta = choice["delta"]
-                message.update((name, value) for name, value in delta.items() if value)
+                delta = choice.get("delta")
+                if not isinstance(delta, dict):
+                    continue
+                if isinstance(delta.get("refusal"), str):
+                    message["refusal"] = message.get("refusal", "") + delta["refusal"]
+                if delta.get("tool_calls"):
+                    message["tool_calls"] = delta["tool_calls"]
                 if delta.get("reasoning_content"):
                     status.activity = "thinking"
                 if isinstance(delta.get("content"), str) and delta["content"]:
                     is_empty = False
                     yield delta["content"]
             status.tick()
-    except (BadReply, NoAnswer):
+    except Failure:
         if not finish_reason:
             raise
     if not (is_done or finish_reason):
-        raise BadReply("the reply is cut short: the stream ended before it")
+        raise BadReply("the reply is cut short: the stream ended without a finish reason")
     check_finish(finish_reason, message, is_empty=is_empty)
 
 
 def choices_of(chunk: JSON) -> list[JSON]:
-    """Return what a chunk has of the first choice: one item or none, which has a delta."""
+    """Return what a chunk has of the first choice: one item, or none."""
     choices = chunk.get("choices")
-    return [
-        choice
-        for choice in (choices if isinstance(choices, list) else [])
-        if isinstance(choice, dict)
-        and not choice.get("index")
-        and isinstance(choice.setdefault("delta", {}), dict)
-    ]
+    items = choices if isinstance(choices, list) else []
+    return [item for item in items if isinstance(item, dict) and not item.get("index")]
 
 
 def read_events(blocks: Iterable[bytes]) -> Iterator[bytes]:
@@ -1242,8 +1252,8 @@ def check_finish(reason: Any, message: JSON, *, is_empty: bool) -> None:
     if is_empty and message.get("tool_calls"):
         raise BadReply("the reply is a call of a tool, not text")
     if is_empty:
-        refused = message.get("refusal")
-        raise BadReply(f"the reply is empty: {refused or f'finish reason {show(reason)}'}")
+        why = message.get("refusal") or (reason and f"finish reason {reason!r}")
+        raise BadReply(f"the reply is empty{f': {why}' if why else ''}")
 
 
 def refusal(answer: Answer) -> Failure:
@@ -1326,54 +1336,39 @@ def words_in(value: Any, depth: int = 0) -> str:
 
 def excerpt(body: bytes) -> str:
     """Return the begin of what should have been a completion."""
-    text = body[:200].decode(errors="replace").strip()
+    text = body[:ERROR_LIMIT].decode(errors="replace").strip()
     if text.startswith("<"):
         return "a page of HTML; a login page of the network?"
     return text or "an empty body"
 
 
 def write_reply(pieces: Iterable[str], *, at_once: bool) -> None:
-    """Write the reply and a final newline, each piece as it comes or all at once."""
-    if not at_once:
-        write_pieces(pieces)
-        return
-    text = ""
+    """Write the reply and a final newline, each piece as it comes or all at once.
+
+    What came of a reply that is not whole is written too.
+    """
+    held, end = "", "\n"
     try:
         for piece in pieces:
-            text += piece
-    except Failure:
-        if text:  # what came of a reply that is not whole
-            write_text(text)
-        raise
-    write_text(text)
-
-
-def write_pieces(pieces: Iterable[str]) -> None:
-    end = "\n"
-    try:
-        for piece in pieces:
-            write_output(piece.encode("utf-8", "surrogatepass"))
-            end = piece[-1]
+            held, end = (held + piece, piece[-1]) if at_once else ("", piece[-1])
+            if not at_once:
+                write_output(piece)
     except KeyboardInterrupt:
-        end = end if os.isatty(1) else "\n"  # a pipe may be full for ever
+        if at_once or not os.isatty(1):  # a pipe may be full for ever
+            held, end = "", "\n"
         raise
     finally:
-        if end != "\n":
-            write_output(b"\n")
+        if rest := held + ("" if end == "\n" else "\n"):
+            write_output(rest)
 
 
-def write_text(text: str) -> None:
-    """Write text and a final newline to standard output."""
-    write_output(text.encode("utf-8", "surrogatepass") + (b"" if text.endswith("\n") else b"\n"))
+HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 
-HALF_OF_A_PAIR = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
-
-
-def write_output(data: bytes) -> None:
-    """Write all of the data to standard output, or raise BadReply; die when its reader is gone."""
-    data = HALF_OF_A_PAIR.sub("\ufffd".encode(), data)
-    rest = memoryview(show_controls(data) if os.isatty(1) else data)
+def write_output(text: str) -> None:
+    """Write all of the text to standard output, or raise BadReply; die when its reader is gone."""
+    text = HALF_OF_A_PAIR.sub("\ufffd", text)
+    rest = memoryview((show_controls(text) if os.isatty(1) else text).encode())
     try:
         while rest:
             try:
@@ -1390,14 +1385,14 @@ def write_output(data: bytes) -> None:
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def show_controls(data: bytes) -> bytes:
-    """Return UTF-8 with its control characters made visible: ^[ and <U+202E>."""
+def show_controls(text: str) -> str:
+    """Return the text with its control characters made visible: ^[ and <U+202E>."""
 
     def show(match: re.Match[str]) -> str:
         code = ord(match[0])
         return f"^{chr(code ^ 64)}" if code < 128 else f"<U+{code:04X}>"
 
-    return CONTROL.sub(show, data.decode(errors="replace")).encode()
+    return CONTROL.sub(show, text)
 
 
 def check_stdout() -> None:
@@ -1415,6 +1410,8 @@ def interruptible() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         die_of(signal.SIGINT)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def die_of(number: signal.Signals) -> NoReturn:
@@ -1475,13 +1472,13 @@ class Number(click.FloatRange):
 
 def write_version(ctx: click.Context, _param: Any, wanted: bool) -> None:
     if wanted:
-        write_text(f"xchat {__version__}")
+        write_output(f"xchat {__version__}\n")
         ctx.exit()
 
 
 def write_help(ctx: click.Context, _param: Any, wanted: bool) -> None:
     if wanted:
-        write_text(ctx.get_help())
+        write_output(ctx.get_help() + "\n")
         ctx.exit()
 
 
@@ -1569,7 +1566,7 @@ def xchat(
     choose_stream(body, stream)
     data = encode_body(body)
     if server is None:
-        write_output(data + b"\n")
+        write_output(data.decode() + "\n")
         return
     status = StatusLine(str(body["model"]), quiet=quiet)
     pieces = ask(server, data, timeout=timeout, retries=retries, status=status, warn=warn)
@@ -1588,18 +1585,18 @@ def main() -> int:
     try:
         check_stdout()
         status = xchat.main(prog_name="xchat", standalone_mode=False)
-    except click.NoSuchOption as error:
-        near = " or ".join(error.possibilities or [])
-        hint = f"did you mean {near}?" if near else "a prompt that begins with - goes after --"
-        tell(f"no such option: {error.option_name}; {hint}")
+    except click.ClickException as error:
+        tell(explain_usage(error) if isinstance(error, click.UsageError) else error.message)
         return error.exit_code
-    except click.UsageError as error:
-        tell(f"{error.format_message().rstrip('.')}; try 'xchat --help'")
-        return error.exit_code
-    except Failure as failure:
-        tell(failure.message)
-        return failure.exit_code
     return status or 0
+
+
+def explain_usage(error: click.UsageError) -> str:
+    if not isinstance(error, click.NoSuchOption):
+        return f"{error.format_message().rstrip('.')}; try 'xchat --help'"
+    hint = near(error.option_name, error.possibilities or [])
+    hint = hint or "; a prompt that begins with - goes after --"
+    return f"no such option: {error.option_name}{hint}"
 
 
 if __name__ == "__main__":

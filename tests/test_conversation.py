@@ -225,9 +225,9 @@ BAD = [
     ),
     ("42", "expected a list of messages, or a mapping with 'system' and 'history'; found 42"),
     ('{"user": "U"} 42', "message 2: expected {role: ..., content: ...}, found 42"),
-    ("- user: no", "message 1: content: false is not text; quote it"),
-    ("- user: 42", "message 1: content: 42 is not text; quote it"),
-    ("- user: 1:30", "message 1: content: 90 is not text; quote it"),
+    ("- user: no", "message 1: content: read as false, not as text; quote it"),
+    ("- user: 42", "message 1: content: read as 42, not as text; quote it"),
+    ("- user: 1:30", "message 1: content: read as 90, not as text; quote it"),
     ("- user: 2024-01-01", "message 1: YAML reads 2024-01-01 as a date; quote it"),
     (
         "- user: 2024-01-01 10:00:00",
@@ -236,14 +236,14 @@ BAD = [
     ("- user: 2024-13-01", 'line 1: "2024-13-01" is no valid timestamp'),
     ("- user:", "message 1: content: expected text, found nothing"),
     ("- user: {a: b}", "message 1: content: expected text, found a mapping"),
-    ('[{"role": "user", "content": 42}]', "message 1: content: 42 is not text; quote it"),
+    ('[{"role": "user", "content": 42}]', "message 1: content: read as 42, not as text; quote it"),
     ('[{"role": "user", "content": null}]', "message 1: content: expected text, found nothing"),
     (
         '[{"role": "assistant", "content": null}]',
         "message 1: content: expected text, found nothing",
     ),
-    ("system: yes", "system: content: true is not text; quote it"),
-    ("system: [a]", 'system: content: part 1: expected {type: text, text: ...}, found "a"'),
+    ("system: yes", "system: read as true, not as text; quote it"),
+    ("system: [a]", 'system: part 1: expected {type: text, text: ...}, found "a"'),
     ("- user: [{text: hi}]", "message 1: content: part 1: 'type' is missing"),
     (
         "- user: [{tpye: text, text: hi}]",
@@ -252,7 +252,7 @@ BAD = [
     ("- user: [{type: text}]", "message 1: content: part 1: 'text' is missing"),
     (
         "- user: [{type: text, text: hi}, {type: text, text: no}]",
-        "message 1: content: part 2: text: false is not text; quote it",
+        "message 1: content: part 2: text: read as false, not as text; quote it",
     ),
     (
         "- user: [{type: image_url, image_url: 'https://x.test'}]",
@@ -282,7 +282,12 @@ BAD = [
         "message 1: unknown role a list; did you mean 'user'?;"
         " the roles are system, user, assistant, tool, function, developer",
     ),
-    ("role: user\ncontent: 1", "message 1: content: 1 is not text; quote it"),
+    ("role: user\ncontent: 1", "message 1: content: read as 1, not as text; quote it"),
+    (
+        "user: hi",
+        "'user' alone is a request field; a message is an item of a list: - user: ...",
+    ),
+    ("- user: " + "1:" * 300 + "1.0", None),
     ("history: hi", 'history: expected a list of messages, found "hi"'),
     ("history:", "history: expected a list of messages, found nothing"),
     ("history: {user: hi}", "history: expected a list of messages, found a mapping"),
@@ -316,7 +321,7 @@ BAD = [
     ),
     ("!!set {a}", "line 1: the YAML tag !!set is not accepted; leave it off"),
     ("- !x hi", "line 1: the YAML tag !x is not accepted; leave it off"),
-    ("%TAG ! tag:x,2000:\n--- hi", "line 1: YAML tags are not accepted"),
+    ("%TAG ! tag:x,2000:\n--- hi", "line 1: %TAG is not accepted; leave it off"),
     ("- user: *a", "line 1: the alias *a stands for nothing above it"),
     ("- &a [*a]", "line 1: the alias *a stands for nothing above it"),
     ("- user: !!int no", 'line 1: "no" is no valid int'),
@@ -352,7 +357,7 @@ def test_a_bad_file_is_one_line_that_says_where(
         xchat.read_conversation(str(path), warn=pytest.fail)
     said = caught.value.message.replace("tag:yaml.org,2002:", "!!")
     if message is None:  # PyYAML's words, which differ between its two parsers
-        assert said.startswith(f"{path}: not YAML: ")
+        assert said.startswith((f"{path}: not YAML: ", f"{path}: line 1: "))
     else:
         assert said == f"{path}: {message}"
 
@@ -373,7 +378,7 @@ def test_an_unknown_field_is_sent_with_a_warning(api: Api, run: Run, file: File)
     name = file("temprature: 0.5\nzzz: {a: [1]}\n")
     result = run("-f", name, "hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
-    assert sorted(result.err.splitlines()) == [
+    assert result.err.splitlines() == [
         "xchat: c: unknown request field 'temprature', sent as given; did you mean 'temperature'?",
         "xchat: c: unknown request field 'zzz', sent as given",
     ]
@@ -420,7 +425,7 @@ def hostile(levels: int) -> str:
         ("seed: " + ":1" * 30_000_000, ""),
         ("seed: 1" + ":1" * 30_000_000, ""),
         ("seed: !!int 1" + ":1" * 30_000_000, 'line 1: "1:1:1:1'),
-        ("%TAG !a! tag:x\n" * 4_000_000, "line 1: YAML tags are not accepted"),
+        ("%TAG !a! tag:x\n" * 4_000_000, "line 1: %TAG is not accepted; leave it off"),
         ("[" + '"",' * 3_000_000 + ",]", "not JSON: "),
         ('["' + '\\"' * 500_000, "not JSON: "),
         ("a" * 60_000_000 + ": b", "not YAML: "),

@@ -100,9 +100,9 @@ NOT_WHOLE = [
         b"Hel\n",
         "the reply is cut off by the content filter",
     ),
-    (completion(""), b"", 'the reply is empty: finish reason "stop"'),
-    (completion(None), b"", 'the reply is empty: finish reason "stop"'),
-    (completion(None, finish_reason=None), b"", "the reply is empty: finish reason nothing"),
+    (completion(""), b"", "the reply is empty: finish reason 'stop'"),
+    (completion(None), b"", "the reply is empty: finish reason 'stop'"),
+    (completion(None, finish_reason=None), b"", "the reply is empty"),
     (
         completion(None, finish_reason="length"),
         b"",

@@ -112,8 +112,8 @@ def test_a_dry_run_needs_no_key_and_sends_nothing(api: Api, run: Run) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--modell", "x"], "no such option: --modell; did you mean --model?\n"),
-        (["--fil", "x"], "no such option: --fil; did you mean --file?\n"),
+        (["--modell", "x"], "no such option: --modell; did you mean '--model'?\n"),
+        (["--fil", "x"], "no such option: --fil; did you mean '--file'?\n"),
         (["-t", "warm"], "'warm' is not a valid number; try 'xchat --help'\n"),
         (["-t", "nan"], "'nan' is not a valid number; try 'xchat --help'\n"),
         (["-t", "2.5"], "2.5 is not in the range 0<=x<=2; try 'xchat --help'\n"),
@@ -142,6 +142,19 @@ def test_a_wrong_timeout_in_the_environment_names_the_variable(run: Run) -> None
     assert (result.out, result.status) == (b"", 2)
     assert "XCHAT_TIMEOUT" in result.err
     assert run("--dry-run", "Hi", env={"XCHAT_TIMEOUT": ""}).status == 0
+
+
+def test_max_tokens_replaces_its_old_name_in_a_file(run: Run, file: File) -> None:
+    name = file("max_tokens: 5")
+    body = json.loads(run("--dry-run", "-f", name, "--max-tokens", "9", "Hi").out)
+    assert (body["max_completion_tokens"], "max_tokens" in body) == (9, False)
+    assert json.loads(run("--dry-run", "-f", name, "Hi").out)["max_tokens"] == 5
+
+
+def test_a_model_in_the_environment_that_is_not_text(run: Run) -> None:
+    result = run("--dry-run", "Hi", env={"XCHAT_MODEL": "\udcff"})
+    assert (result.out, result.status) == (b"", 2)
+    assert result.err.startswith("xchat: XCHAT_MODEL: ")
 
 
 def test_help_fits_a_screen_and_says_what_the_double_dash_is_for(run: Run) -> None:

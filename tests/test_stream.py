@@ -16,6 +16,7 @@ import termios
 import threading
 import time
 import zlib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -85,6 +86,8 @@ def with_header(header: bytes, body: bytes) -> list[Any]:
         [STREAM_HEAD, b"".join(map(event, [chunk(TEXT), b"[DONE]"]))],
         [STREAM_HEAD, event(chunk(TEXT, finish_reason="stop")), b"data: [DO"],
         [STREAM_HEAD, event(chunk(TEXT)), event(chunk(finish_reason="something new")), b": end"],
+        [STREAM_HEAD, event(chunk(TEXT)), event(chunk(delta=None, finish_reason="stop"))],
+        [STREAM_HEAD, event(chunk(TEXT)), event(STOP), event({"error": "too late"})],
         reply(completion(TEXT)),
         [STREAM_HEAD, json.dumps(completion(TEXT)).encode()],
     ],
@@ -124,7 +127,7 @@ CUT = "the reply is cut short: "
 
 NOT_WHOLE = [
     # what comes; what is written; the status; why
-    ([event(chunk("Hel"))], b"Hel\n", 1, f"{CUT}the stream ended before it"),
+    ([event(chunk("Hel"))], b"Hel\n", 1, f"{CUT}the stream ended without a finish reason"),
     ([event(chunk("Hel")), RESET], b"Hel\n", 1, CUT),
     ([event(chunk("Hel")), b'data: {"choices": [{"de'], b"Hel\n", 1, f"{CUT}the stream"),
     ([event(chunk("Hel\n"))], b"Hel\n", 1, CUT),
@@ -132,9 +135,16 @@ NOT_WHOLE = [
     ([event(chunk("Hel")), event(b"nonsense"), BODY], b"Hel\n", 1, "not a completion: nonsense"),
     ([event(chunk("Hel")), event(b"[1]")], b"Hel\n", 1, "not a completion: [1]"),
     ([], b"", 1, CUT),
-    ([b": nothing\n\n"], b"", 1, f"{CUT}the stream ended before it"),
-    ([event(b"[DONE]")], b"", 1, "the reply is empty: finish reason nothing"),
-    ([event(STOP), event(b"[DONE]")], b"", 1, 'the reply is empty: finish reason "stop"'),
+    ([b": nothing\n\n"], b"", 1, f"{CUT}the stream ended without a finish reason"),
+    ([event(b"[DONE]")], b"", 1, "the reply is empty"),
+    ([event(STOP), event(b"[DONE]")], b"", 1, "the reply is empty: finish reason 'stop'"),
+    (
+        [event(chunk(delta={"refusal": text})) for text in ("I ", "can't ", "help.")]
+        + [event(STOP)],
+        b"",
+        1,
+        "the reply is empty: I can't help.",
+    ),
     (
         [event(chunk(delta={"tool_calls": [{"id": "1"}]})), event(STOP)],
         b"",
@@ -462,6 +472,18 @@ def test_the_connection_is_closed_when_the_reader_goes(api: Api, run: Run) -> No
     assert process.wait(20) == -signal.SIGPIPE
     assert process.stderr.read() == b""
     assert gone.wait(20)
+
+
+def test_a_slow_reader_does_not_fill_the_memory(api: Api, run: Run) -> None:
+    """A server that floods: what is not read yet stays with the server."""
+    flood = b"".join(event(chunk("x" * 1000)) for _ in range(1000))
+    api.will([STREAM_HEAD, *[flood] * 60])
+    process = run.start("--stream", "Hi")
+    time.sleep(2)
+    memory = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2].split()[0]
+    assert int(memory) < 80_000  # KiB
+    process.stdout.close()
+    assert process.wait(20) == -signal.SIGPIPE
 
 
 def test_a_full_disk_during_a_stream_is_one_line(api: Api, run: Run) -> None:

@@ -134,10 +134,11 @@ def test_the_key_is_never_shown_not_even_when_the_api_echoes_it(
         reply({"error": {"message": echo, "code": KEY}}),
         reply(completion(None, finish_reason=KEY)),
         reply(echo.encode()),
+        reply(b"x" * 190 + KEY.encode()),
         [f"HTTP/1.1 {KEY}\r\n\r\n".encode()],
         [f"{KEY}\r\n\r\n".encode()],
     )
-    results = [run("Hi") for _ in range(8)]
+    results = [run("Hi") for _ in range(9)]
     assert all(result.status != 0 for result in results)
     assert all(KEY[:8] not in result.err + result.out.decode() for result in results)
     assert "wrong key [the key], Authorization: Bearer [the key]" in results[0].err
@@ -293,6 +294,19 @@ def test_a_proxy_that_is_not_there(run: Run) -> None:
     assert result.err.startswith("xchat: xchat.invalid: the proxy failed: ")
     assert "secret" not in result.err
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://user:se/cret@h:1", "http://user:se#cret@h:1", "http://user:secret@"),
+        *("http://user:secret@[bad", "user:secret@h:port", "http://user:secret@a b"),
+    ],
+)
+def test_a_malformed_proxy_is_told_without_its_password(run: Run, url: str) -> None:
+    env = {"XCHAT_BASE_URL": "https://xchat.invalid/v1", "XAI_API_KEY": KEY, "HTTPS_PROXY": url}
+    message = "the URL of the proxy is malformed; look at HTTPS_PROXY and ALL_PROXY"
+    assert run("Hi", env=env) == Result(b"", f"xchat: xchat.invalid: {message}\n", 2)
 
 
 def test_no_proxy_goes_around_the_proxy(run: Run, proxy: tuple[str, list[bytes]]) -> None:
