@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     import queue
     import threading
 
+    import requests
+
 
 __version__ = "0.1.0"
 
@@ -956,29 +958,13 @@ def prepare_exchange(
     that does not decompress to a single byte.
     """
     import requests
-    from requests.adapters import HTTPAdapter
     from requests.utils import get_environ_proxies, select_proxy
-    from urllib3.connection import HTTPConnection
 
     url = f"{server.base_url}/chat/completions"
+    headers = request_headers(server)
     proxies = {} if server.loopback else get_environ_proxies(url)
     if proxy := select_proxy(url, proxies):
         check_proxy(proxy)
-    headers = {
-        "Content-Type": "application/json",
-        "Accept": "application/json, text/event-stream",
-        "User-Agent": f"xchat/{__version__}",
-    }
-    if server.key:
-        headers["Authorization"] = f"Bearer {server.key}"
-    socket_options = [*HTTPConnection.default_socket_options, *keepalive_options()]
-
-    class Adapter(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-            super().init_poolmanager(*args, **kwargs, socket_options=socket_options)
-
-        def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
-            return super().proxy_manager_for(proxy, **kwargs, socket_options=socket_options)
 
     def on_connected() -> None:
         if not gate.acquire(blocking=False):
@@ -990,7 +976,7 @@ def prepare_exchange(
             data = Body(body, on_connected=on_connected)
             request = requests.Request("POST", url, headers=headers, data=data).prepare()
             # the adapter, not a session: no netrc, no redirects, no cookies
-            response = Adapter().send(
+            response = make_adapter().send(
                 request,
                 stream=True,
                 timeout=(CONNECT_TIMEOUT / 2, None),  # for each address of the host
@@ -1008,6 +994,34 @@ def prepare_exchange(
             on_event(error)
 
     return exchange
+
+
+def request_headers(server: Server) -> dict[str, str]:
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+        "User-Agent": f"xchat/{__version__}",
+    }
+    if server.key:
+        headers["Authorization"] = f"Bearer {server.key}"
+    return headers
+
+
+def make_adapter() -> requests.adapters.HTTPAdapter:
+    """Return what sends a request: once, and on a connection that is kept alive."""
+    from requests.adapters import HTTPAdapter
+    from urllib3.connection import HTTPConnection
+
+    socket_options = [*HTTPConnection.default_socket_options, *keepalive_options()]
+
+    class Adapter(HTTPAdapter):
+        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+            super().init_poolmanager(*args, **kwargs, socket_options=socket_options)
+
+        def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
+            return super().proxy_manager_for(proxy, **kwargs, socket_options=socket_options)
+
+    return Adapter()
 
 
 def check_proxy(url: str) -> None:
