@@ -28,7 +28,7 @@ def start_server(model: Path, name: str) -> xllamacpp.Server:
     params.model.path, params.model_alias = str(model), {name}
     params.hostnames, params.port = ["127.0.0.1"], 0  # 0: any free port
     params.verbosity = -1
-    params.n_ctx = 4096
+    params.n_ctx, params.n_predict = 4096, 512
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 2
     params.cache_prompt, params.cache_ram_mib = False, 0
     params.sampling.temp, params.sampling.seed = 0.0, 1
