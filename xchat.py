@@ -18,6 +18,7 @@ is a Failure, whose class carries the exit status; anything else that is raised 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import functools
 import io
@@ -111,14 +112,14 @@ class Unavailable(Failure):
 
 
 @contextlib.contextmanager
-def at(place: str) -> Iterator[None]:
-    """Put the place before what fails inside, a file that cannot be read included."""
+def at(place: str, kind: type[Failure] | None = None) -> Iterator[None]:
+    """Put the place before what fails inside; make it a failure of the kind, if one is given."""
     try:
         yield
     except Failure as failure:
-        raise type(failure)(f"{place}: {failure.message}") from None
+        raise (kind or type(failure))(f"{place}: {failure.message}") from None
     except OSError as error:
-        raise BadInput(f"{place}: {error.strerror}") from None
+        raise (kind or BadInput)(f"{place}: {error.strerror}") from None
 
 
 # control characters, line separators, and what makes a terminal write from right to left
@@ -130,10 +131,14 @@ def tell(message: str) -> None:
     line = UNPRINTABLE.sub(" ", message).strip()
     if len(line) > 1000:  # the end has the request id
         line = f"{line[:800]} ... {line[-100:]}"
+    write_line(f"xchat: {line}")
+
+
+def write_line(line: str) -> None:
     # not print(): what a full disk leaves in sys.stderr's buffer turns the exit status into 120
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            os.write(2, f"xchat: {line}\n".encode(errors="backslashreplace"))
+            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
 
 
 def say_nothing(message: str) -> None:
@@ -243,24 +248,31 @@ def check_key(key: str) -> None:
 # Reading: bytes and text ---------------------------------------------------------------------
 
 
-def read_file(path: str) -> str:
+def name_of(path: str) -> str:
+    return "standard input" if path == "-" else path
+
+
+def read_file(path: str, *, warn: Warn) -> bytearray:
+    """Return what a file holds ("-": standard input)."""
+    if path == "-":
+        return read_stdin(hint="waiting for standard input, as '-' says", warn=warn)
     with open(path, "rb", buffering=0) as file:
-        return decode(read_bytes(file))
+        return read_bytes(file)
 
 
-def read_stdin(*, hint: str, warn: Warn) -> str:
-    """Return the text of standard input, read to its end; closed standard input is empty.
+def read_stdin(*, hint: str, warn: Warn) -> bytearray:
+    """Return standard input, read to its end; closed standard input is empty.
 
     hint is what to say when it stays open and silent for HINT_DELAY seconds.
     """
     if sys.stdin is None:
-        return ""
+        return bytearray()
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         if stdin.isatty():
             warn("reading from the terminal; end with Ctrl-D")
         elif not select.select([stdin], [], [], HINT_DELAY)[0]:
             warn(hint)
-        return decode(read_bytes(stdin))
+        return read_bytes(stdin)
 
 
 def read_bytes(file: io.FileIO) -> bytearray:
@@ -304,7 +316,8 @@ def read_prompt(words: Sequence[str], *, no_stdin: bool, warn: Warn) -> str:
         return " ".join(words)
     place = words.index("-") if "-" in words else len(words)
     with at("standard input"):
-        stdin = read_stdin(hint="waiting for standard input; -n does without it", warn=warn)
+        hint = "waiting for standard input; -n does without it"
+        stdin = decode(read_stdin(hint=hint, warn=warn))
     parts = [" ".join(words[:place]), stdin, " ".join(words[place + 1 :])]
     return "\n\n".join(part for part in parts if part.strip())
 
@@ -320,15 +333,49 @@ def stdin_is_terminal() -> bool:
     return sys.stdin is not None and os.isatty(0)
 
 
-def check_stdin_uses(words: Sequence[str], files: Sequence[str], *, no_stdin: bool) -> None:
+def prompt_messages(prompt: str, urls: Sequence[str]) -> list[JSON]:
+    """Return the user message that the prompt is, with images; none for a blank prompt."""
+    if not urls:
+        return [{"role": "user", "content": prompt}] if prompt.strip() else []
+    text = [{"type": "text", "text": prompt}] if prompt.strip() else []
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": text + parts}]
+
+
+def check_stdin_uses(words: Sequence[str], inputs: Sequence[Any], *, no_stdin: bool) -> None:
     """Refuse to read standard input twice, or both to read it and not to."""
-    uses = [*files].count("-")
+    uses = inputs.count("-")
     if uses and no_stdin:
-        raise BadInput("-f - reads standard input and -n forbids it; drop one")
+        raise BadInput("'-' reads standard input and -n forbids it; drop one")
     if not no_stdin:
-        uses += [*words].count("-")
+        uses += words.count("-")
     if uses > 1:
         raise BadInput("'-' is given more than once, but standard input can be read only once")
+
+
+IMAGE_TYPES = {
+    "jpeg": re.compile(rb"\xff\xd8\xff"),
+    "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+}
+
+
+def image_url(image: str, *, warn: Warn) -> str:
+    """Return the URL as it is, or a file as a data URL."""
+    import binascii
+
+    if re.match(r"https?://|data:", image, re.IGNORECASE):
+        with at("-i"):
+            check_value(image)
+        return image
+    with at(name_of(image)):
+        data = read_file(image, warn=warn)
+        for name, begin in IMAGE_TYPES.items():
+            if begin.match(data):
+                return (
+                    f"data:image/{name};base64,{binascii.b2a_base64(data, newline=False).decode()}"
+                )
+        raise BadInput("not an image in JPEG, PNG or WebP")
 
 
 # Reading: the conversation -------------------------------------------------------------------
@@ -346,6 +393,49 @@ FIELDS = set(
 CONVERSATION = ("system", "history", "messages")
 
 
+def read_params(params: Iterable[str], *, warn: Warn) -> JSON:
+    """Return the request fields that NAME=VALUE and NAME=@FILE stand for; a later one wins."""
+    fields: JSON = {}
+    for param in params:
+        name, equals, value = param.partition("=")
+        if not (name and equals):
+            raise BadInput(f"-p {param}: expected NAME=VALUE or NAME=@FILE")
+        with at(f"-p {name}"):
+            if name in CONVERSATION:
+                raise BadInput(
+                    "not a field for an option; messages come from -s, -f and the prompt"
+                )
+            check_field_name(name)
+            is_file = value.startswith("@")
+            fields[name] = read_value(value[1:], warn=warn) if is_file else parse_param(value)
+            check_value(fields[name])
+    warn_of_unknown(fields, place="-p", warn=warn)
+    return fields
+
+
+def parse_param(value: str) -> Any:
+    """Return the value of JSON, or else the text as it is."""
+    try:
+        return load_json(value)
+    except RecursionError:
+        raise BadInput(TOO_DEEP) from None
+    except ValueError:
+        return value
+
+
+def read_schema(path: str, *, warn: Warn) -> JSON:
+    """Return the request field for a JSON Schema: https://docs.x.ai/docs/guides/structured-outputs."""
+    schema = read_value(path, warn=warn)
+    with at(name_of(path)):
+        check_value(schema)
+        if not isinstance(schema, dict):
+            raise BadInput(f"expected a JSON Schema, found {show(schema)}")
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "reply", "schema": schema, "strict": True},
+    }
+
+
 def read_conversations(paths: Iterable[str], *, warn: Warn) -> tuple[JSON, list[JSON]]:
     """Return the request fields and the messages of all files; a later field wins."""
     fields: JSON = {}
@@ -359,16 +449,16 @@ def read_conversations(paths: Iterable[str], *, warn: Warn) -> tuple[JSON, list[
 
 def read_conversation(path: str, *, warn: Warn) -> tuple[JSON, list[JSON]]:
     """Return the request fields and the messages of one file ("-": standard input)."""
-    name = "standard input" if path == "-" else path
-    with at(name):
-        if path == "-":
-            text = read_stdin(hint="waiting for a conversation on standard input", warn=warn)
-        else:
-            text = read_file(path)
-        fields, messages = split_conversation(parse_text(text))
-    for field in [field for field in fields if field not in FIELDS]:
-        warn(f"{name}: unknown request field {field!r}, sent as given{near(field, FIELDS)}")
+    value = read_value(path, warn=warn)
+    with at(name_of(path)):
+        fields, messages = split_conversation(value)
+    warn_of_unknown(fields, place=name_of(path), warn=warn)
     return fields, messages
+
+
+def warn_of_unknown(fields: Iterable[str], *, place: str, warn: Warn) -> None:
+    for field in [field for field in fields if field not in FIELDS]:
+        warn(f"{place}: unknown request field {field!r}, sent as given{near(field, FIELDS)}")
 
 
 def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
@@ -528,7 +618,7 @@ def unique(pairs: list[tuple[str, Any]]) -> JSON | DuplicateKey:
 def check_value(value: Any, depth: int = 0) -> None:
     """Refuse what JSON or UTF-8 can't carry, wherever in the value it stands."""
     if depth > NESTING_LIMIT:
-        raise BadInput(f"nested more than {NESTING_LIMIT} levels deep")
+        raise BadInput(TOO_DEEP)
     if isinstance(value, dict):
         for key, item in value.items():
             check_value(key)
@@ -552,16 +642,23 @@ def check_value(value: Any, depth: int = 0) -> None:
 # Reading: JSON and YAML ----------------------------------------------------------------------
 
 SEEMS_JSON = re.compile(r'[\s\[{]*[\[{]\s*(["\]}]|\Z)')
+TOO_DEEP = f"nested more than {NESTING_LIMIT} levels deep"
+
+
+def read_value(path: str, *, warn: Warn) -> Any:
+    """Return the value that a file holds in JSON or YAML ("-": standard input)."""
+    with at(name_of(path)):
+        return parse_text(decode(read_file(path, warn=warn)))
 
 
 def parse_text(text: str) -> Any:
     """Return the value of a text in JSON or YAML; several JSON values are a list."""
     if not text.strip():
-        raise BadInput("empty; expected messages in JSON or YAML")
+        raise BadInput("empty; expected JSON or YAML")
     try:
         return parse_json(text)
     except RecursionError:
-        raise BadInput(f"nested more than {NESTING_LIMIT} levels deep") from None
+        raise BadInput(TOO_DEEP) from None
     except ValueError as error:
         json_error = str(error)
     try:
@@ -570,6 +667,15 @@ def parse_text(text: str) -> Any:
         if SEEMS_JSON.match(text):
             raise BadInput(f"not JSON: {json_error}") from None
         raise
+
+
+def load_json(text: str) -> Any:
+    """Return the one value of a text that is JSON to the letter; raise ValueError."""
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not JSON")
+
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
 # the API's guide prints a conversation with and without a comma between two messages, and with
@@ -642,7 +748,7 @@ class YamlReader:
     def read_document(self) -> Any:
         self.loader.get_event()  # the start of the stream
         if not self.loader.check_event(self.yaml.DocumentStartEvent):
-            raise BadInput("empty; expected messages in JSON or YAML")
+            raise BadInput("empty; expected JSON or YAML")
         self.loader.get_event()
         value = self.read_node(0)
         self.loader.get_event()
@@ -656,7 +762,7 @@ class YamlReader:
         if isinstance(event, self.yaml.AliasEvent):
             return self.read_alias(event)
         if depth > NESTING_LIMIT:
-            raise self.error(event, f"nested more than {NESTING_LIMIT} levels deep")
+            raise self.error(event, TOO_DEEP)
         before = self.size
         self.size += 64
         value: Any
@@ -727,20 +833,28 @@ class YamlReader:
 # Asking --------------------------------------------------------------------------------------
 
 
-def build_body(
-    *, systems: Sequence[str], fields: JSON, messages: list[JSON], prompt: str, options: JSON
-) -> JSON:
-    """Return the body of the request: https://docs.x.ai/docs/api-reference#chat-completions."""
-    messages = [{"role": "system", "content": text} for text in systems] + messages
-    if prompt.strip():
-        messages.append({"role": "user", "content": prompt})
-    elif not any(message["role"] == "user" for message in messages):
+TOKEN_LIMITS = {"max_completion_tokens", "max_tokens"}  # the same under its old name
+
+
+def build_body(messages: list[JSON], *, fields: JSON, options: JSON) -> JSON:
+    """Return the body of the request: https://docs.x.ai/docs/api-reference#chat-completions.
+
+    fields are those of the files, options those of the command line, which win.
+    """
+    if not any(message["role"] == "user" for message in messages):
         raise BadInput("no prompt: give it as arguments or on standard input")
-    body: JSON = {"model": default_model(), "messages": messages, **fields}
-    body.update((name, value) for name, value in options.items() if value is not None)
-    if options["max_completion_tokens"] is not None:
-        body.pop("max_tokens", None)  # the same under its old name
-    return body
+    if TOKEN_LIMITS & options.keys():
+        fields = {name: fields[name] for name in fields if name not in TOKEN_LIMITS}
+    return {"model": default_model(), "messages": messages, **fields, **options}
+
+
+def merge_options(options: JSON, params: JSON) -> JSON:
+    """Return the request fields of the command line, each given by one option."""
+    given = {name: value for name, value in options.items() if value is not None}
+    taken = given.keys() | (TOKEN_LIMITS if TOKEN_LIMITS & given.keys() else set())
+    for name in taken & params.keys():
+        raise BadInput(f"-p {name}: the option for this field is given too; drop one")
+    return given | params
 
 
 def default_model() -> str:
@@ -750,10 +864,10 @@ def default_model() -> str:
     return model
 
 
-def choose_stream(body: JSON, wanted: bool | None) -> None:
-    """Ask for a stream or not: as the option says, else the files, else for a terminal."""
+def choose_stream(body: JSON, wanted: bool | None, *, is_live: bool) -> None:
+    """Ask for a stream or not: as the option says, else a field, else as the output is live."""
     if wanted is None and "stream" not in body:
-        wanted = os.isatty(1)
+        wanted = is_live
     if wanted:
         body["stream"] = True
         body.setdefault("stream_options", {"include_usage": True})
@@ -822,26 +936,55 @@ class Answer(NamedTuple):
     blocks: Iterator[bytes]
 
 
+class Reply:
+    """What is known of the reply so far."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.request_id: str | None = None
+        self.texts: list[str] = []  # the pieces of the first choice's
+        self.model: Any = None
+        self.usage: JSON = {}
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def note(self, value: JSON) -> None:
+        """Note what a completion or a chunk of one says beside the text; the last word counts."""
+        self.model = value.get("model") or self.model
+        usage = value.get("usage")
+        self.usage = usage if isinstance(usage, dict) else self.usage
+
+
 def ask(
-    server: Server, body: bytes, *, timeout: float, retries: int, status: StatusLine, warn: Warn
+    server: Server,
+    body: bytes,
+    reply: Reply,
+    *,
+    raw: bool,
+    timeout: float,
+    retries: int,
+    status: StatusLine,
+    warn: Warn,
 ) -> Iterator[str]:
     """Post the body and yield the text of the reply, piece by piece as it comes.
 
-    A reply that is not whole ends in a Failure.  timeout is in seconds, from the first look-up of
-    the host to the last byte.  The body is posted again, at most retries times, where it cannot
-    have produced a reply.
+    A reply that is not whole ends in a Failure.  raw: yield the body of the response in place of
+    the text.  timeout is in seconds, from the first look-up of the host to the last byte.  The
+    body is posted again, at most retries times, where it cannot have produced a reply.
     """
     verify = trust_store() if server.base_url.startswith("https") else True
     clock = Clock(timeout, status.tick)
     for attempt in range(retries + 1):
-        answer = None
+        reply.request_id = None
         try:
             answer = fetch(server, body, verify=verify, clock=clock)
-            yield from read_reply(answer, status)
+            reply.request_id = answer.headers.get("x-request-id")
+            yield from read_reply(answer, reply, raw=raw, status=status)
             return
         except Failure as failure:
-            request_id = answer.headers.get("x-request-id") if answer else None
-            suffix = f" (request id {request_id})" if request_id else ""
+            suffix = f" (request id {reply.request_id})" if reply.request_id else ""
             message = f"{server.host}: {hide(failure.message + suffix, server.key)}"
             wait = seconds_to_wait(failure, attempt)
             if attempt == retries or wait is None or wait > clock.seconds_left():
@@ -1123,19 +1266,56 @@ BOM = b"\xef\xbb\xbf"
 STREAM = re.compile(rb"data|event|id|retry|:")
 
 
-def read_reply(answer: Answer, status: StatusLine) -> Iterator[str]:
-    """Yield the text of the reply, then raise a Failure if that is not all of it."""
+HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def read_reply(answer: Answer, reply: Reply, *, raw: bool, status: StatusLine) -> Iterator[str]:
+    """Yield the text of the reply, or its body; then raise a Failure if that is not all of it."""
     if not 200 <= answer.status < 300:
         raise refusal(answer)
+    seen: list[bytes] = []
+    if raw:
+        answer = answer._replace(blocks=keep(answer.blocks, seen))
+    texts = read_texts(answer, reply, status)
+    for piece in bodies(texts, seen) if raw else texts:
+        if piece:
+            status.end()
+            yield piece
+
+
+def keep(blocks: Iterable[bytes], seen: list[bytes]) -> Iterator[bytes]:
+    for block in blocks:
+        seen.append(block)
+        yield block
+
+
+def bodies(texts: Iterable[str], seen: list[bytes]) -> Iterator[str]:
+    """Yield what was seen of the body so far, each time that a text comes of it, and at its end."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    failure = None
+    try:
+        for _text in texts:
+            yield decoder.decode(b"".join(seen))
+            seen.clear()
+    except Failure as error:
+        failure = error
+    yield decoder.decode(b"".join(seen), final=True)
+    if failure:
+        raise failure
+
+
+def read_texts(answer: Answer, reply: Reply, status: StatusLine) -> Iterator[str]:
+    """Yield the text of the reply, and "" where an event has none; note what else it says."""
     head, blocks = peek(answer.blocks)
     is_stream = "event-stream" in answer.headers.get("content-type", "")
     if head[:1] in (b"{", b"<") or not (is_stream or STREAM.match(head)):
-        pieces = read_completion(b"".join(blocks))
+        texts = read_completion(b"".join(blocks), reply)
     else:
-        pieces = read_stream(blocks, status)
-    for piece in pieces:
-        status.end()
-        yield piece
+        texts = read_stream(blocks, reply, status)
+    for text in texts:
+        text = HALF_OF_A_PAIR.sub("\ufffd", text)
+        reply.texts.append(text)
+        yield text
 
 
 def peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
@@ -1147,12 +1327,13 @@ def peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     return head, itertools.chain(seen, blocks)
 
 
-def read_completion(body: bytes) -> Iterator[str]:
+def read_completion(body: bytes, reply: Reply) -> Iterator[str]:
     """Yield the text of the first choice of a completion.
 
     The body is a ChatResponse: https://docs.x.ai/docs/api-reference#chat-completions.
     """
     value = parse_reply(body)
+    reply.note(value)
     try:
         choice = value["choices"][0]
         message = dict(choice["message"])
@@ -1166,7 +1347,7 @@ def read_completion(body: bytes) -> Iterator[str]:
     check_finish(choice.get("finish_reason"), message, is_empty=not text)
 
 
-def read_stream(blocks: Iterator[bytes], status: StatusLine) -> Iterator[str]:
+def read_stream(blocks: Iterator[bytes], reply: Reply, status: StatusLine) -> Iterator[str]:
     """Yield the text of the first choice of a streamed completion, as it comes.
 
     The events are ChatResponseChunks: https://docs.x.ai/docs/guides/streaming-response. With a
@@ -1180,7 +1361,9 @@ def read_stream(blocks: Iterator[bytes], status: StatusLine) -> Iterator[str]:
             is_done = data == b"[DONE]"
             if is_done:
                 break
-            for choice in choices_of(parse_reply(data)):
+            chunk = parse_reply(data)
+            reply.note(chunk)
+            for choice in choices_of(chunk):
                 finish_reason = choice.get("finish_reason") or finish_reason
                 delta = choice.get("delta")
                 if not isinstance(delta, dict):
@@ -1194,6 +1377,7 @@ def read_stream(blocks: Iterator[bytes], status: StatusLine) -> Iterator[str]:
                 if isinstance(delta.get("content"), str) and delta["content"]:
                     is_empty = False
                     yield delta["content"]
+            yield ""
             status.tick()
     except Failure:
         if not finish_reason:
@@ -1356,47 +1540,117 @@ def excerpt(body: bytes) -> str:
     return text or "an empty body"
 
 
-def write_reply(pieces: Iterable[str], *, at_once: bool) -> None:
-    """Write the reply and a final newline, each piece as it comes or all at once.
+FENCED = re.compile(
+    r"""^(?P<indent>[ \t]*)(?P<fence>(?P<mark>[`~])(?P=mark){2,})[^`\n]*\n
+    (?P<inside>.*?)
+    (?:^[ \t]*(?P=fence)(?P=mark)*[ \t\r]*$|\Z)""",
+    re.MULTILINE | re.DOTALL | re.VERBOSE,
+)
 
-    What came of a reply that is not whole is written too.
+
+def extract_code(text: str) -> str:
+    """Return the inside of the first fenced code block, or all where there is none.
+
+    A fence is what CommonMark says, https://spec.commonmark.org/0.31.2/#fenced-code-blocks, but
+    may be indented as deep as a list is.
     """
-    held, end = "", "\n"
+    match = FENCED.search(text)
+    if not match:
+        return text
+    return re.sub(f"^{match['indent']}", "", match["inside"], flags=re.MULTILINE)
+
+
+def check_json(pieces: Iterable[str], reply: Reply, *, extract: bool) -> Iterator[str]:
+    """Pass on the pieces, and raise BadReply at the end if the reply is not JSON."""
+    yield from pieces
+    try:
+        load_json(extract_code(reply.text) if extract else reply.text)
+    except (ValueError, RecursionError) as error:
+        raise BadReply(f"the reply is not JSON: {error}") from None
+
+
+def whole(pieces: Iterable[str]) -> Iterator[str]:
+    """Yield all pieces as one that ends in a newline, those of a reply that is not whole too."""
+    held = []
+    failure = None
     try:
         for piece in pieces:
-            held, end = (held + piece, piece[-1]) if at_once else ("", piece[-1])
-            if not at_once:
-                write_output(piece)
-    except KeyboardInterrupt:
-        if at_once or not os.isatty(1):  # a pipe may be full for ever
-            held, end = "", "\n"
+            held.append(piece)
+    except Failure as error:
+        failure = error
+    if text := "".join(held):
+        yield text if text.endswith("\n") else f"{text}\n"
+    if failure:
+        raise failure
+
+
+def write_reply(pieces: Iterable[str]) -> None:
+    """Write each piece of the reply as it comes, and a final newline."""
+    end = "\n"
+    try:
+        for piece in pieces:
+            write_output(piece)
+            end = piece[-1:]
+    except Interrupt:
+        if not os.isatty(1):  # a pipe may be full for ever
+            end = "\n"
         raise
     finally:
-        if rest := held + ("" if end == "\n" else "\n"):
-            write_output(rest)
-
-
-HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
+        if end not in ("", "\n"):
+            write_output("\n")
 
 
 def write_output(text: str) -> None:
     """Write all of the text to standard output, or raise BadReply; die when its reader is gone."""
-    text = HALF_OF_A_PAIR.sub("\ufffd", text)
-    rest = memoryview((show_controls(text) if os.isatty(1) else text).encode())
+    check_output(None)
+    text = show_controls(text) if os.isatty(1) else text
     try:
-        while rest:
-            try:
-                rest = rest[os.write(1, rest) :]
-            except BlockingIOError:
-                select.select([], [1], [])
+        write_bytes(1, encode_output(text))
     except BrokenPipeError:
         die_of(signal.SIGPIPE)
     except OSError as error:
         raise BadReply(f"standard output: {error.strerror}") from None
 
 
-# what could move the cursor, set the title or reverse the text of a terminal
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+def tell_usage(reply: Reply, *, key: str) -> None:
+    """Write what the reply took to standard error: one line of JSON."""
+    usage = reply.usage
+    ticks = usage.get("cost_in_usd_ticks")  # 10^10 to the dollar
+    prompt, completion = (
+        usage.get(f"{name}_tokens_details") or {} for name in ("prompt", "completion")
+    )
+    facts = {
+        "model": reply.model,
+        "prompt_tokens": usage.get("prompt_tokens"),
+        "cached_tokens": prompt.get("cached_tokens"),
+        "completion_tokens": usage.get("completion_tokens"),
+        "reasoning_tokens": completion.get("reasoning_tokens"),
+        "total_tokens": usage.get("total_tokens"),
+        "cost_usd": ticks / 1e10 if isinstance(ticks, (int, float)) else None,
+        "seconds": round(time.monotonic() - reply.start, 3),
+        "request_id": reply.request_id,
+    }
+    known = {name: value for name, value in facts.items() if value is not None}
+    write_line(hide(json.dumps(known), key))
+
+
+def encode_output(text: str) -> bytes:
+    """Return the bytes that a reply's text or body came from."""
+    return text.encode(errors="surrogateescape")
+
+
+def write_bytes(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+
+
+# what could move the cursor, set the title or reverse the text of a terminal; and bytes of a body
+# that are not UTF-8
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\udc80-\udcff]")
 
 
 def show_controls(text: str) -> str:
@@ -1404,35 +1658,272 @@ def show_controls(text: str) -> str:
 
     def show(match: re.Match[str]) -> str:
         code = ord(match[0])
+        if code >= 0xDC80:
+            return "\ufffd"
         return f"^{chr(code ^ 64)}" if code < 128 else f"<U+{code:04X}>"
 
     return CONTROL.sub(show, text)
 
 
-def check_stdout() -> None:
-    """Raise BadReply when there is nowhere to write to, before a reply is paid for."""
-    if sys.stdout is None:
-        raise BadReply("standard output: closed")
+class Interrupt(BaseException):
+    """A signal that ends the run, once what must not be left behind is cleaned up."""
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Let an interrupt clean up what stands on the terminal before it ends the run."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let a signal clean up, on the terminal and among the files, before it ends the run."""
+
+    def interrupt(number: int, _frame: Any) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)  # the second one does not wait for the cleaning
+        raise Interrupt(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    caught = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     try:
+        for number in caught:
+            signal.signal(number, interrupt)
         yield
-    except KeyboardInterrupt:
-        die_of(signal.SIGINT)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+    except Interrupt as error:
+        die_of(error.args[0])
 
 
-def die_of(number: signal.Signals) -> NoReturn:
+def die_of(number: int) -> NoReturn:
     """End by the signal itself, which is what a shell's loop looks for."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     sys.exit(128 + number)  # the parent has blocked it
+
+
+# Replying: files -----------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def written(pieces: Iterable[str], path: str | None) -> Iterator[None]:
+    """Write the reply; a file only if all of it came, and all goes well inside."""
+    if path is None:
+        write_reply(pieces)
+        yield
+    else:
+        data = encode_output("".join(pieces))
+        with at(path, BadReply), replacing(path, data, mode=default_mode()):
+            yield
+
+
+def check_output(path: str | None) -> None:
+    """Refuse what could not be written, before a reply is paid for; None is standard output."""
+    if path is None:
+        if sys.stdout is None:
+            raise BadReply("standard output: closed")
+        return
+    with at(path):
+        target = os.path.realpath(path)
+        directory = os.path.dirname(target)
+        if os.path.isdir(target):
+            raise BadInput("is a directory")
+        if os.path.exists(target) and not os.access(target, os.W_OK):
+            raise BadInput("no permission to write it")
+        os.stat(directory)
+        if not (is_special(target) or os.access(directory, os.W_OK)):
+            raise BadInput(f"no permission to write in {directory}")
+
+
+def is_special(path: str) -> bool:
+    """Say whether the file is there but can't be replaced by another one: a device, a pipe."""
+    return os.path.exists(path) and not os.path.isfile(path)
+
+
+@contextlib.contextmanager
+def replacing(path: str, data: bytes, *, mode: int) -> Iterator[None]:
+    """Write a new file, which takes the place of the old one if all goes well inside.
+
+    The new file has the old one's mode and, where possible, its owner; mode is for a file where
+    there was none. What can't be replaced is written to.
+    """
+    path = os.path.realpath(path)
+    if is_special(path):
+        yield
+        with open(path, "wb", buffering=0) as file:
+            write_bytes(file.fileno(), data)
+        return
+    temporary = write_beside(path, data, mode=mode)
+    try:
+        yield
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def write_beside(path: str, data: bytes, *, mode: int) -> str:
+    """Write a new file in the directory of another, and like it; return its name."""
+    import tempfile
+
+    fd, temporary = tempfile.mkstemp(prefix=".xchat-", dir=os.path.dirname(path))
+    try:
+        with open(fd, "wb", buffering=0):
+            if os.path.exists(path):
+                old = os.stat(path)
+                mode = stat.S_IMODE(old.st_mode)
+                with contextlib.suppress(PermissionError):
+                    os.fchown(fd, old.st_uid, old.st_gid)
+            os.fchmod(fd, mode)
+            write_bytes(fd, data)
+            os.fsync(fd)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return temporary
+
+
+def default_mode() -> int:
+    """Return the mode of a new file."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def is_new(path: str) -> bool:
+    """Say whether a conversation begins in this file: it is missing or empty."""
+    return not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path))
+
+
+def append_turn(path: str, turn: list[JSON], *, systems: list[JSON]) -> None:
+    """Add the turn to a conversation file as it is by now, the system messages to a new one."""
+    target = os.path.realpath(path)
+    with at(f"{path}: the turn is not added", BadReply), locked(os.path.dirname(target)):
+        if is_new(target):
+            text = new_conversation(target, systems + turn)
+        else:
+            text = add_messages(decode(read_file(target, warn=say_nothing)), turn)
+        with replacing(target, text.encode(), mode=0o600):
+            pass
+
+
+@contextlib.contextmanager
+def locked(directory: str) -> Iterator[None]:
+    """Keep other writers out; a file that is replaced can't carry the lock itself."""
+    import fcntl
+
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def new_conversation(path: str, messages: list[JSON]) -> str:
+    """Return the text of a conversation file, in the format of its name."""
+    lines = [json.dumps(message, ensure_ascii=False) for message in messages]
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".json":
+        return "[\n  " + ",\n  ".join(lines) + "\n]\n"
+    if suffix in (".jsonl", ".ndjson"):
+        return "".join(f"{line}\n" for line in lines)
+    return to_yaml(shortened(messages))
+
+
+def add_messages(text: str, turn: list[JSON]) -> str:
+    """Return the text of a conversation file with more messages.
+
+    They are put into the text as it is, comments and all. Where the result would not be read as
+    what it should be, the file is written anew from its value.
+    """
+    value = parse_text(text)
+    fields, messages = split_conversation(value)
+    try:
+        parse_json(text)
+    except ValueError:
+        insert, write = insert_in_yaml, to_yaml
+    else:
+        insert, write = insert_in_json, to_json
+    newline = "\r\n" if "\r\n" in text else "\n"
+    for candidate in insert(text, turn, newline):
+        with contextlib.suppress(Failure):
+            if split_conversation(parse_text(candidate)) == (fields, messages + turn):
+                return candidate
+    return write(with_messages(value, turn)).replace("\n", newline)
+
+
+def with_messages(value: Any, turn: list[JSON]) -> Any:
+    """Return the value of a conversation file with more messages."""
+    if isinstance(value, list):
+        return value + turn
+    if "role" in value:
+        return [value, *turn]
+    name = "messages" if "messages" in value else "history"
+    return {**value, name: value.get(name, []) + turn}
+
+
+def insert_in_json(text: str, turn: list[JSON], newline: str) -> Iterator[str]:
+    """Yield the ways to put messages into a list at the end of a text, or after the text."""
+    lines = [json.dumps(message, ensure_ascii=False) for message in turn]
+    head, bracket, tail = text.rpartition("]")
+    if bracket:
+        begin = head.rstrip()
+        gap = re.search(r"\[(\s*)", text)[1] or " "  # type: ignore[index]  # it has a bracket
+        for comma in (f",{gap}", gap.strip(" ")):
+            yield begin + comma + f",{gap}".join(lines) + head[len(begin) :] + "]" + tail
+    yield newline.join([text.rstrip(), *lines, ""])
+
+
+def insert_in_yaml(text: str, turn: list[JSON], newline: str) -> Iterator[str]:
+    """Yield the ways to put messages at the end of the list of messages, or begin one."""
+    import yaml
+
+    node: Any = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    heading = ""
+    if isinstance(node, yaml.MappingNode):
+        lists = [item for key, item in node.value if key.value in ("history", "messages")]
+        heading = "" if lists else "history:\n"
+        node = lists[0] if lists else node
+    end = node.end_mark.index
+    if node.flow_style:
+        lines = ", ".join(json.dumps(message, ensure_ascii=False) for message in turn)
+        for comma in (", ", ""):
+            yield text[: end - 1] + comma + lines + text[end - 1 :]
+        return
+    if end < len(text):
+        end -= node.end_mark.column
+    gap = "" if text[:end].endswith(("\n", "\r")) else newline
+    indent = " " * node.start_mark.column
+    lines = re.sub(r"^(?=.)", indent, heading + to_yaml(shortened(turn)), flags=re.MULTILINE)
+    yield text[:end] + gap + lines.replace("\n", newline) + text[end:]
+
+
+def shortened(messages: list[JSON]) -> list[JSON]:
+    """Return the messages, {ROLE: text} for those that have nothing else."""
+    return [
+        {message["role"]: message["content"]} if isinstance(message["content"], str) else message
+        for message in messages
+    ]
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+
+
+def to_yaml(value: Any) -> str:
+    """Return a value as YAML; text of several lines as a block, where it can be read again."""
+    text = dump_yaml(value, style_of_lines="|")
+    return text if parse_yaml(text) == value else dump_yaml(value, style_of_lines='"')
+
+
+def dump_yaml(value: Any, *, style_of_lines: str) -> str:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):  # libyaml's escapes whatever has an emoji
+        pass
+
+    def represent(dumper: Any, text: str) -> Any:
+        style = style_of_lines if "\n" in text else None
+        return dumper.represent_scalar(f"{YAML_TAG}str", text, style=style)
+
+    Dumper.add_representer(str, represent)
+    text: str = yaml.dump(value, Dumper=Dumper, allow_unicode=True, sort_keys=False, width=1 << 30)
+    return text
 
 
 # Command -------------------------------------------------------------------------------------
@@ -1461,6 +1952,22 @@ class Command(click.Command):
         for heading, rows in headings.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
+
+
+def check_usage(
+    *, files: Sequence[str], append: bool, output: str | None, extract: bool, raw: bool
+) -> None:
+    """Refuse options that do not go together."""
+    if raw and extract:
+        raise BadInput("--json writes all that came and -x a part of the text; drop one")
+    if not append:
+        return
+    if len(files) != 1:
+        raise BadInput("-a adds to one file: give -f once")
+    if files[0] == "-" or is_special(files[0]):
+        raise BadInput(f"-a cannot add to {name_of(files[0])}: drop it, or name a file with -f")
+    if output and os.path.realpath(output) == os.path.realpath(files[0]):
+        raise BadInput(f"-a and -o would both write {output}; drop one")
 
 
 def check_unicode(_ctx: Any, _param: Any, value: Any) -> Any:
@@ -1512,6 +2019,10 @@ connection_option = functools.partial(click.option, cls=Option, heading="Connect
                help="Begin with a system message; repeatable.")
 @prompt_option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
                help="Send the messages and fields of a YAML or JSON file first; repeatable.")
+@prompt_option("-a", "--append", is_flag=True,
+               help="Add the prompt and the reply to that file.")
+@prompt_option("-i", "--image", "images", metavar="FILE|URL", multiple=True, type=click.Path(),
+               help="Show the model an image; repeatable.")
 @prompt_option("-n", "--no-stdin", is_flag=True,
                help="Leave standard input alone, as in a 'while read' loop.")
 @request_option("-m", "--model", metavar="NAME", callback=check_unicode,
@@ -1520,10 +2031,23 @@ connection_option = functools.partial(click.option, cls=Option, heading="Connect
                 help="How random the reply is.")
 @request_option("--max-tokens", metavar="N", type=click.IntRange(1),
                 help="Let the reply have at most N tokens.")
+@request_option("--schema", metavar="FILE", type=click.Path(),
+                help="Ask for JSON by this JSON Schema, and check that JSON comes.")
+@request_option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True,
+                callback=check_unicode,
+                help="Set any request field; repeatable.  NAME=@FILE reads JSON or YAML.")
 @request_option("--dry-run", is_flag=True,
                 help="Write the request to standard output; send nothing.")
 @reply_option("--stream/--no-stream", default=None,
               help="Write as it comes (default on a terminal), or all at once.")
+@reply_option("-x", "--extract", is_flag=True,
+              help="Write only the first code block, if there is one.")
+@reply_option("--json", "raw", is_flag=True,
+              help="Write the response as it came, in place of the text.")
+@reply_option("-o", "--output", metavar="FILE", type=click.Path(),
+              help="Write to this file, once the reply is whole.")
+@reply_option("-u", "--usage", is_flag=True,
+              help="Tell model, tokens, cost and time on standard error, as JSON.")
 @reply_option("-q", "--quiet", is_flag=True,
               help="No hints, warnings and status line; errors are still told.")
 @reply_option("--version", is_flag=True, is_eager=True, expose_value=False,
@@ -1541,15 +2065,23 @@ def xchat(
     words: tuple[str, ...],
     systems: tuple[str, ...],
     files: tuple[str, ...],
+    append: bool,
+    images: tuple[str, ...],
     no_stdin: bool,
     model: str | None,
     temperature: float | None,
     max_tokens: int | None,
+    schema: str | None,
+    params: tuple[str, ...],
     dry_run: bool,
     stream: bool | None,
+    extract: bool,
+    raw: bool,
+    output: str | None,
+    usage: bool,
+    quiet: bool,
     timeout: float,
     retries: int,
-    quiet: bool,
 ) -> None:
     # fmt: on
     """Send a prompt to a chat model; write its reply to standard output.
@@ -1563,29 +2095,62 @@ def xchat(
       git diff | xchat "Review this change" | tee review.txt
       while read -r line; do xchat -n -- "$line"; done <list
     """
+    output = None if output == "-" else output
     warn = say_nothing if quiet else tell
-    check_stdin_uses(words, files, no_stdin=no_stdin)
+    check_usage(files=files, append=append, output=output, extract=extract, raw=raw)
+    inputs = [*files, *images, schema, *(param.partition("=@")[2] for param in params)]
+    check_stdin_uses(words, inputs, no_stdin=no_stdin)
     server = None if dry_run else read_server(warn=warn)
-    fields, messages = read_conversations(files, warn=warn)
+    for path in [] if dry_run else [output, *files[:append]]:
+        check_output(path)
+
+    old_files = [path for path in files if not (append and is_new(path))]
+    fields, messages = read_conversations(old_files, warn=warn)
+    options = merge_options(
+        {
+            "model": model,
+            "temperature": temperature,
+            "max_completion_tokens": max_tokens,
+            "response_format": read_schema(schema, warn=warn) if schema else None,
+            "stream": stream,
+        },
+        read_params(params, warn=warn),
+    )
+    urls = [image_url(image, warn=warn) for image in images]
     is_asked = bool(messages) and messages[-1]["role"] == "user"
-    prompt = read_prompt(
-        words,
-        no_stdin=no_stdin or "-" in files or (is_asked and not words and stdin_is_terminal()),
-        warn=warn,
-    )
-    options = {"model": model, "temperature": temperature, "max_completion_tokens": max_tokens}
-    body = build_body(
-        systems=systems, fields=fields, messages=messages, prompt=prompt, options=options
-    )
-    choose_stream(body, stream)
+    is_complete = is_asked and not words and stdin_is_terminal()
+    prompt = read_prompt(words, no_stdin=no_stdin or "-" in inputs or is_complete, warn=warn)
+
+    first = [{"role": "system", "content": text} for text in systems]
+    turn = prompt_messages(prompt, urls)
+    body = build_body(first + messages + turn, fields=fields, options=options)
+    is_live = os.isatty(1) and not (output or extract or raw)
+    choose_stream(body, stream, is_live=is_live)
     data = encode_body(body)
     if server is None:
         write_output(data.decode() + "\n")
         return
+
     status = StatusLine(str(body["model"]), quiet=quiet)
-    pieces = ask(server, data, timeout=timeout, retries=retries, status=status, warn=warn)
+    reply = Reply()
+    pieces = ask(
+        server, data, reply, raw=raw, timeout=timeout, retries=retries, status=status, warn=warn
+    )
+    if schema:
+        pieces = check_json(pieces, reply, extract=extract)
+    if output or extract or not body.get("stream"):
+        pieces = whole(pieces)
+    if extract:
+        pieces = map(extract_code, pieces)
     with interruptible():
-        write_reply(pieces, at_once=not body.get("stream"))
+        try:
+            with written(pieces, output):
+                if append:
+                    turn.append({"role": "assistant", "content": reply.text})
+                    append_turn(files[0], turn, systems=first)
+        finally:
+            if usage:
+                tell_usage(reply, key=server.key)
 
 
 # Main ----------------------------------------------------------------------------------------
@@ -1597,7 +2162,6 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        check_stdout()
         status = xchat.main(prog_name="xchat", standalone_mode=False)
     except click.ClickException as error:
         tell(explain_usage(error) if isinstance(error, click.UsageError) else error.message)

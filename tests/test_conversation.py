@@ -207,9 +207,9 @@ def test_standard_input_as_a_file(run: Run) -> None:
 
 BAD = [
     # what stands in the file, what is said about it
-    ("", "empty; expected messages in JSON or YAML"),
-    (" \n\t\n", "empty; expected messages in JSON or YAML"),
-    ("# a comment\n", "empty; expected messages in JSON or YAML"),
+    ("", "empty; expected JSON or YAML"),
+    (" \n\t\n", "empty; expected JSON or YAML"),
+    ("# a comment\n", "empty; expected JSON or YAML"),
     (b"\x00\x01\x02", "binary data, not text: NUL at byte 0"),
     (
         b"- user: caf\xe9",

@@ -171,7 +171,7 @@ def test_a_silent_pipe_gets_one_hint(run: Run) -> None:
 
 def test_a_silent_pipe_for_a_file_gets_a_hint_too(run: Run) -> None:
     process = run.start("--dry-run", "words", "-f", "-", stdin=subprocess.PIPE)
-    assert process.stderr.readline() == b"xchat: waiting for a conversation on standard input\n"
+    assert process.stderr.readline() == b"xchat: waiting for standard input, as '-' says\n"
     _out, rest = process.communicate(b"- user: Hi", timeout=20)
     assert (rest, process.returncode) == (b"", 0)
 
@@ -246,7 +246,7 @@ TWICE = "'-' is given more than once, but standard input can be read only once"
         ),
         (["-f-", "-"], TWICE),
         (["-f-", "-f-"], TWICE),
-        (["-f-", "-n"], "-f - reads standard input and -n forbids it; drop one"),
+        (["-f-", "-n"], "'-' reads standard input and -n forbids it; drop one"),
     ],
 )
 def test_standard_input_is_read_only_once(run: Run, args: list[str], message: str) -> None:

@@ -528,7 +528,7 @@ def read_all(blocks: list[bytes]) -> tuple[str, xchat.Failure | None]:
     answer = xchat.Answer(200, "OK", {"content-type": "text/event-stream"}, iter(blocks))
     text = ""
     try:
-        for piece in xchat.read_reply(answer, status):
+        for piece in xchat.read_reply(answer, xchat.Reply(), raw=False, status=status):
             text += piece
     except xchat.Failure as failure:
         return text, failure
