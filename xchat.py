@@ -1731,7 +1731,7 @@ def check_output(path: str | None) -> None:
 
 def is_special(path: str) -> bool:
     """Say whether the file is there but can't be replaced by another one: a device, a pipe."""
-    return os.path.exists(path) and not os.path.isfile(path)
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
 
 @contextlib.contextmanager
@@ -1816,49 +1816,44 @@ def locked(directory: str) -> Iterator[None]:
 
 def new_conversation(path: str, messages: list[JSON]) -> str:
     """Return the text of a conversation file, in the format of its name."""
-    lines = [json.dumps(message, ensure_ascii=False) for message in messages]
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".json":
-        return "[\n  " + ",\n  ".join(lines) + "\n]\n"
+        return add_messages("[\n]\n", messages)
     if suffix in (".jsonl", ".ndjson"):
-        return "".join(f"{line}\n" for line in lines)
-    return to_yaml(shortened(messages))
+        return "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in messages)
+    return to_yaml(short(messages))
+
+
+def short(messages: list[JSON]) -> list[JSON]:
+    """Return the messages, as {ROLE: text} where they are no more than that."""
+    return [
+        {message["role"]: message["content"]} if isinstance(message["content"], str) else message
+        for message in messages
+    ]
 
 
 def add_messages(text: str, turn: list[JSON]) -> str:
-    """Return the text of a conversation file with more messages.
+    """Return the text of a conversation file with more messages, in its format and line ends.
 
-    They are put into the text as it is, comments and all. Where the result would not be read as
-    what it should be, the file is written anew from its value.
+    Of the ways to write it, the first counts that is read as what it should be.
     """
-    value = parse_text(text)
-    fields, messages = split_conversation(value)
+    fields, messages = split_conversation(parse_text(text))
     try:
         parse_json(text)
+        ways = write_json
     except ValueError:
-        insert, write = insert_in_yaml, to_yaml
-    else:
-        insert, write = insert_in_json, to_json
-    newline = "\r\n" if "\r\n" in text else "\n"
-    for candidate in insert(text, turn, newline):
+        ways = write_yaml
+    is_crlf = 0 < text.count("\n") == text.count("\r\n")
+    for new in ways(text.replace("\r\n", "\n") if is_crlf else text, turn):
+        new = new.replace("\n", "\r\n") if is_crlf else new
         with contextlib.suppress(Failure):
-            if split_conversation(parse_text(candidate)) == (fields, messages + turn):
-                return candidate
-    return write(with_messages(value, turn)).replace("\n", newline)
+            if split_conversation(parse_text(new)) == (fields, messages + turn):
+                return new
+    raise BadReply("no way found to write it so that it can be read again")
 
 
-def with_messages(value: Any, turn: list[JSON]) -> Any:
-    """Return the value of a conversation file with more messages."""
-    if isinstance(value, list):
-        return value + turn
-    if "role" in value:
-        return [value, *turn]
-    name = "messages" if "messages" in value else "history"
-    return {**value, name: value.get(name, []) + turn}
-
-
-def insert_in_json(text: str, turn: list[JSON], newline: str) -> Iterator[str]:
-    """Yield the ways to put messages into a list at the end of a text, or after the text."""
+def write_json(text: str, turn: list[JSON]) -> Iterator[str]:
+    """Yield the text with more messages: in its last list, after the text, or written anew."""
     lines = [json.dumps(message, ensure_ascii=False) for message in turn]
     head, bracket, tail = text.rpartition("]")
     if bracket:
@@ -1866,11 +1861,12 @@ def insert_in_json(text: str, turn: list[JSON], newline: str) -> Iterator[str]:
         gap = re.search(r"\[(\s*)", text)[1] or " "  # type: ignore[index]  # it has a bracket
         for comma in (f",{gap}", gap.strip(" ")):
             yield begin + comma + f",{gap}".join(lines) + head[len(begin) :] + "]" + tail
-    yield newline.join([text.rstrip(), *lines, ""])
+    yield "\n".join([text.rstrip(), *lines, ""])
+    yield json.dumps(with_messages(parse_json(text), turn), ensure_ascii=False, indent=2) + "\n"
 
 
-def insert_in_yaml(text: str, turn: list[JSON], newline: str) -> Iterator[str]:
-    """Yield the ways to put messages at the end of the list of messages, or begin one."""
+def write_yaml(text: str, turn: list[JSON]) -> Iterator[str]:
+    """Yield the text with more messages: after those it has, comments kept, or written anew."""
     import yaml
 
     node: Any = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
@@ -1884,41 +1880,40 @@ def insert_in_yaml(text: str, turn: list[JSON], newline: str) -> Iterator[str]:
         lines = ", ".join(json.dumps(message, ensure_ascii=False) for message in turn)
         for comma in (", ", ""):
             yield text[: end - 1] + comma + lines + text[end - 1 :]
-        return
-    if end < len(text):
-        end -= node.end_mark.column
-    gap = "" if text[:end].endswith(("\n", "\r")) else newline
-    indent = " " * node.start_mark.column
-    lines = re.sub(r"^(?=.)", indent, heading + to_yaml(shortened(turn)), flags=re.MULTILINE)
-    yield text[:end] + gap + lines.replace("\n", newline) + text[end:]
+    else:
+        if end < len(text):
+            end -= node.end_mark.column
+        gap = "" if text[:end].endswith("\n") else "\n"
+        indent = " " * node.start_mark.column
+        lines = re.sub(r"^(?=.)", indent, heading + to_yaml(short(turn)), flags=re.MULTILINE)
+        yield text[:end] + gap + lines + text[end:]
+    yield to_yaml(with_messages(parse_yaml(text), short(turn)))
 
 
-def shortened(messages: list[JSON]) -> list[JSON]:
-    """Return the messages, {ROLE: text} for those that have nothing else."""
-    return [
-        {message["role"]: message["content"]} if isinstance(message["content"], str) else message
-        for message in messages
-    ]
-
-
-def to_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+def with_messages(value: Any, turn: list[JSON]) -> Any:
+    """Return the value of a conversation file with more messages."""
+    if isinstance(value, list):
+        return value + turn
+    if "role" in value:
+        return [value, *turn]
+    name = "messages" if "messages" in value else "history"
+    return {**value, name: value.get(name, []) + turn}
 
 
 def to_yaml(value: Any) -> str:
     """Return a value as YAML; text of several lines as a block, where it can be read again."""
-    text = dump_yaml(value, style_of_lines="|")
-    return text if parse_yaml(text) == value else dump_yaml(value, style_of_lines='"')
+    text = dump_yaml(value, is_quoted=False)
+    return text if parse_yaml(text) == value else dump_yaml(value, is_quoted=True)
 
 
-def dump_yaml(value: Any, *, style_of_lines: str) -> str:
+def dump_yaml(value: Any, *, is_quoted: bool) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):  # libyaml's escapes whatever has an emoji
         pass
 
     def represent(dumper: Any, text: str) -> Any:
-        style = style_of_lines if "\n" in text else None
+        style = '"' if is_quoted else "|" if "\n" in text else None
         return dumper.represent_scalar(f"{YAML_TAG}str", text, style=style)
 
     Dumper.add_representer(str, represent)
@@ -2012,19 +2007,19 @@ connection_option = functools.partial(click.option, cls=Option, heading="Connect
 # fmt: off
 @click.command(
     cls=Command, add_help_option=False,
-    epilog="The key comes from XAI_API_KEY, or from the file that XAI_API_KEY_FILE names.",
+    epilog="The key comes from XAI_API_KEY, or the file that XAI_API_KEY_FILE names.",
 )
 @click.argument("words", metavar="[PROMPT]...", nargs=-1, callback=check_unicode)
 @prompt_option("-s", "--system", "systems", metavar="TEXT", multiple=True, callback=check_unicode,
                help="Begin with a system message; repeatable.")
 @prompt_option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
-               help="Send the messages and fields of a YAML or JSON file first; repeatable.")
+               help="Send this conversation first; repeatable.")
 @prompt_option("-a", "--append", is_flag=True,
-               help="Add the prompt and the reply to that file.")
+               help="Add the prompt and the reply to that FILE.")
 @prompt_option("-i", "--image", "images", metavar="FILE|URL", multiple=True, type=click.Path(),
                help="Show the model an image; repeatable.")
 @prompt_option("-n", "--no-stdin", is_flag=True,
-               help="Leave standard input alone, as in a 'while read' loop.")
+               help="Leave standard input alone, as a loop needs it.")
 @request_option("-m", "--model", metavar="NAME", callback=check_unicode,
                 help=f"Ask this model.  [env var: XCHAT_MODEL; default: {MODEL}]")
 @request_option("-t", "--temperature", metavar="NUMBER", type=Number(0, 2),
@@ -2032,24 +2027,24 @@ connection_option = functools.partial(click.option, cls=Option, heading="Connect
 @request_option("--max-tokens", metavar="N", type=click.IntRange(1),
                 help="Let the reply have at most N tokens.")
 @request_option("--schema", metavar="FILE", type=click.Path(),
-                help="Ask for JSON by this JSON Schema, and check that JSON comes.")
+                help="Ask for JSON by this JSON Schema.")
 @request_option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True,
                 callback=check_unicode,
-                help="Set any request field; repeatable.  NAME=@FILE reads JSON or YAML.")
+                help="Set any field, also NAME=@FILE; repeatable.")
 @request_option("--dry-run", is_flag=True,
-                help="Write the request to standard output; send nothing.")
+                help="Write the request; send nothing.")
 @reply_option("--stream/--no-stream", default=None,
-              help="Write as it comes (default on a terminal), or all at once.")
+              help="Write as it comes (as to a terminal), or at once.")
 @reply_option("-x", "--extract", is_flag=True,
               help="Write only the first code block, if there is one.")
 @reply_option("--json", "raw", is_flag=True,
-              help="Write the response as it came, in place of the text.")
+              help="Write the whole response, as it came.")
 @reply_option("-o", "--output", metavar="FILE", type=click.Path(),
-              help="Write to this file, once the reply is whole.")
+              help="Write to FILE, if the reply is whole.")
 @reply_option("-u", "--usage", is_flag=True,
-              help="Tell model, tokens, cost and time on standard error, as JSON.")
+              help="Tell tokens and cost on standard error, as JSON.")
 @reply_option("-q", "--quiet", is_flag=True,
-              help="No hints, warnings and status line; errors are still told.")
+              help="Tell nothing but errors.")
 @reply_option("--version", is_flag=True, is_eager=True, expose_value=False,
               callback=write_version, help="Show the version.")
 @reply_option("-h", "--help", is_flag=True, is_eager=True, expose_value=False,
@@ -2059,7 +2054,7 @@ connection_option = functools.partial(click.option, cls=Option, heading="Connect
                    help="Wait this long for the whole answer.")
 @connection_option("--retries", metavar="N", type=click.IntRange(0),
                    envvar="XCHAT_RETRIES", show_envvar=True, default=0, show_default=True,
-                   help="Ask again after an overload or a failure to connect.")
+                   help="Ask again when overloaded or not connected.")
 def xchat(
     *,
     words: tuple[str, ...],

@@ -1,0 +1,435 @@
+"""-a: the turn is added to the conversation file, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Result, Run
+from server import STREAM_HEAD, Api, completion, reply, stream
+
+import xchat
+
+File = Callable[..., str]
+Q, A = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "Hello"}
+JSON_Q, JSON_A = '{"role": "user", "content": "Q"}', '{"role": "assistant", "content": "Hello"}'
+
+
+def messages_in(path: Path) -> list[xchat.JSON]:
+    value = xchat.parse_text(xchat.decode(bytearray(path.read_bytes())))
+    return xchat.split_conversation(value)[1]
+
+
+def files_in(path: Path) -> list[str]:
+    return sorted(os.listdir(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.yaml", "- system: S\n- user: Q\n- assistant: Hello\n"),
+        ("c", "- system: S\n- user: Q\n- assistant: Hello\n"),
+        ("c.json", f'[\n{{"role": "system", "content": "S"}},\n{JSON_Q},\n{JSON_A}\n]\n'),
+        ("c.JSONL", f'{{"role": "system", "content": "S"}}\n{JSON_Q}\n{JSON_A}\n'),
+    ],
+)
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_a_new_file_is_private_has_the_system_messages_and_the_format_of_its_name(
+    api: Api, run: Run, tmp_path: Path, name: str, text: str, is_empty: bool
+) -> None:
+    if is_empty:
+        (tmp_path / name).touch(0o600)
+    api.will(reply(completion()), reply(completion("Again")))
+    assert run("-af", name, "-s", "S", "Q", env={"LC_ALL": "C"}) == Result(b"Hello\n", "", 0)
+    assert (tmp_path / name).read_text() == text
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+    assert run("-af", name, "-s", "not kept", "And?") == Result(b"Again\n", "", 0)
+    contents = [message["content"] for message in api.requests[1].json["messages"]]
+    assert contents == ["not kept", "S", "Q", "Hello", "And?"]
+    assert [m["content"] for m in messages_in(tmp_path / name)] == [*contents[1:], "Again"]
+    assert files_in(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(
+            "# one\n- user: a  # two\n# three\n",
+            "# one\n- user: a  # two\n# three\n- user: Q\n- assistant: Hello\n",
+            id="comments of a list",
+        ),
+        pytest.param(
+            "history:\n  - user: a\n  # one\n\nmodel: m  # two\n",
+            "history:\n  - user: a\n  # one\n\n  - user: Q\n  - assistant: Hello\nmodel: m  # two\n",
+            id="comments of a mapping, with a field after the list",
+        ),
+        pytest.param(
+            "- user: a", "- user: a\n- user: Q\n- assistant: Hello\n", id="no final newline"
+        ),
+        pytest.param(
+            "- user: |\n    a",
+            "- user: a\n- user: Q\n- assistant: Hello\n",
+            id="no final newline in a block, which one would change",
+        ),
+        pytest.param(
+            "# é\r\n- user: 🌍\r\n",
+            "# é\r\n- user: 🌍\r\n- user: Q\r\n- assistant: Hello\r\n",
+            id="CRLF in YAML",
+        ),
+        pytest.param(
+            "messages:\r\n- user: é\r\nmodel: m\r\n",
+            "messages:\r\n- user: é\r\n- user: Q\r\n- assistant: Hello\r\nmodel: m\r\n",
+            id="CRLF in YAML, with a field after the list",
+        ),
+        pytest.param(
+            "system: S  # one\n",
+            "system: S  # one\nhistory:\n- user: Q\n- assistant: Hello\n",
+            id="a mapping without a list",
+        ),
+        pytest.param(
+            "- user: a\n...\n", "- user: a\n- user: Q\n- assistant: Hello\n...\n", id="end mark"
+        ),
+        pytest.param(
+            "history: [{user: a},  # one\n  {user: b}]\n",
+            f"history: [{{user: a}},  # one\n  {{user: b}}, {JSON_Q}, {JSON_A}]\n",
+            id="a list in brackets",
+        ),
+        pytest.param(
+            "history: []\n", f"history: [{JSON_Q}, {JSON_A}]\n", id="an empty list in brackets"
+        ),
+        pytest.param(
+            "{model: m}  # one\n",
+            "model: m\nhistory:\n- user: Q\n- assistant: Hello\n",
+            id="a mapping in braces loses its comment",
+        ),
+        pytest.param(
+            "role: user\ncontent: a\n",
+            "- role: user\n  content: a\n- user: Q\n- assistant: Hello\n",
+            id="a single message",
+        ),
+        pytest.param(
+            '[\n  {"role": "user", "content": "]"}\n]',
+            f'[\n  {{"role": "user", "content": "]"}},\n  {JSON_Q},\n  {JSON_A}\n]',
+            id="JSON on several lines",
+        ),
+        pytest.param("[]\n", f"[{JSON_Q}, {JSON_A}]\n", id="an empty list in JSON"),
+        pytest.param(
+            '[\r\n\t{"user": "a"},\r\n]\r\n',
+            f'[\r\n\t{{"user": "a"}},\r\n\t{JSON_Q},\r\n\t{JSON_A}\r\n]\r\n',
+            id="CRLF, tabs and a trailing comma in JSON",
+        ),
+        pytest.param(
+            '{"messages":[{"user":"a"}],"model":"m"}',
+            f'{{"messages":[{{"user":"a"}}, {JSON_Q}, {JSON_A}],"model":"m"}}',
+            id="JSON on one line",
+        ),
+        pytest.param(
+            '{"messages": [{"user": "a"}], "stop": ["s"]}',
+            json.dumps({"messages": [{"user": "a"}, Q, A], "stop": ["s"]}, indent=2) + "\n",
+            id="another list is the last in JSON",
+        ),
+        pytest.param(
+            '{"model": "m"}',
+            json.dumps({"model": "m", "history": [Q, A]}, indent=2) + "\n",
+            id="a mapping without a list in JSON",
+        ),
+        pytest.param(
+            '{"user": "a"}\n{"user": [{"type": "text", "text": "b"}]}',
+            f'{{"user": "a"}}\n{{"user": [{{"type": "text", "text": "b"}}]}}\n{JSON_Q}\n{JSON_A}\n',
+            id="JSON Lines without a final newline",
+        ),
+        pytest.param(
+            '{"user": "a"},\r\n{"user": "b"},\r\n',
+            f'{{"user": "a"}},\r\n{{"user": "b"}},\r\n{JSON_Q}\r\n{JSON_A}\r\n',
+            id="JSON Lines with commas and CRLF",
+        ),
+        pytest.param(
+            '{"role": "user", "content": "a"}',
+            f'{{"role": "user", "content": "a"}}\n{JSON_Q}\n{JSON_A}\n',
+            id="one line of JSON Lines",
+        ),
+    ],
+)
+def test_the_turn_is_put_into_the_text_as_it_is(
+    api: Api, run: Run, file: File, tmp_path: Path, before: str, after: str
+) -> None:
+    name = file(before)
+    (tmp_path / name).chmod(0o640)
+    old = messages_in(tmp_path / name)
+    api.will(reply(completion()))
+    assert run("-af", name, "Q") == Result(b"Hello\n", "", 0)
+    assert (tmp_path / name).read_bytes().decode() == after
+    assert messages_in(tmp_path / name) == [*old, Q, A]
+    assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
+    assert files_in(tmp_path) == [name]
+
+
+BEGINS = [
+    "- user: a\n",
+    "model: m\nhistory:\n    - user: a\nseed: 1\n",
+    "- user: |+\n    a\n\n",
+    "[{user: a}]\n",
+    '[{"user": "a"}]\n',
+    '{"role": "user", "content": "a"}\n',
+]
+ODD = [
+    "no",
+    "1:30",
+    " a",
+    "a ",
+    "\n",
+    "\n\n",
+    "\t",
+    "\r\n",
+    "\r",
+    "é",
+    "🌍",
+    "\u2028",
+    "\x85",
+    "\0",
+]
+ODD += [
+    "\x7f",
+    "\ufeff",
+    "\ufffe",
+    "- ",
+    "# ",
+    ": ",
+    "'",
+    '"',
+    "\\",
+    "%TAG ",
+    "---",
+    "...",
+    "|",
+    "&a",
+]
+ODD += ["*a", "!!str ", "```", "]", "}", "  ", "x" * 200, "<<", "~", "{", "[", "@", "`", ","]
+
+
+def test_3000_odd_texts_are_read_again_as_they_were() -> None:
+    random.seed(3)
+    for number in range(3000):
+        texts = ["".join(random.choices(ODD, k=random.randint(1, 6))) for _ in range(2)]
+        turn = [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}]
+        new = xchat.add_messages(BEGINS[number % len(BEGINS)], turn)
+        value = xchat.parse_text(xchat.decode(bytearray(new.encode())))
+        assert xchat.split_conversation(value)[1][1:] == turn, new
+
+
+def test_a_text_of_several_lines_is_readable_in_yaml(api: Api, run: Run, tmp_path: Path) -> None:
+    api.will(reply(completion("One 🌍:\n\n    two\n")))
+    assert run("-af", "c.yaml", stdin=b"a\nb").status == 0
+    assert (tmp_path / "c.yaml").read_text() == (
+        "- user: |-\n    a\n    b\n- assistant: |\n    One 🌍:\n\n        two\n"
+    )
+
+
+def test_without_a_prompt_only_the_reply_is_added(api: Api, run: Run, file: File) -> None:
+    name = file("- user: a\n")
+    api.will(reply(completion()))
+    assert run("-af", name).status == 0
+    assert messages_in(run.home / name) == [{"role": "user", "content": "a"}, A]
+
+
+def test_a_stream_is_added_as_a_whole_and_other_forms_of_output_change_nothing(
+    api: Api, run: Run, file: File, tmp_path: Path
+) -> None:
+    text = "Code:\n```\n1\n```\n"
+    for args in (["--stream"], ["-x"], ["--json"], ["-o", "out"], ["--stream", "--json"]):
+        name = file("- user: a\n")
+        is_stream = "--stream" in args
+        api.will([STREAM_HEAD + stream(text)] if is_stream else reply(completion(text)))
+        assert run("-af", name, "Q", *args).status == 0
+        assert messages_in(tmp_path / name)[1:] == [Q, {"role": "assistant", "content": text}]
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "json", "jsonl"])
+@pytest.mark.parametrize("is_new", [False, True])
+def test_16_writers_at_once_lose_no_turn(
+    api: Api, run: Run, tmp_path: Path, suffix: str, is_new: bool
+) -> None:
+    path = tmp_path / f"c.{suffix}"
+    system = {"role": "system", "content": "S"}
+    if not is_new:
+        path.write_text(xchat.new_conversation(path.name, [system]))
+    gate = threading.Event()
+    api.will(*[[gate, *reply(completion(f"A{number}"))] for number in range(16)])
+    writers = [run.start("-af", path.name, "-sS", f"Q{number}") for number in range(16)]
+    while len(api.requests) < 16:
+        assert all(writer.poll() is None for writer in writers)
+    gate.set()  # all of them write at once
+    replies = {}
+    for number, writer in enumerate(writers):
+        out, err = writer.communicate(timeout=30)
+        assert (err, writer.returncode) == (b"", 0)
+        replies[f"Q{number}"] = out.decode().strip()
+        if is_new or number:
+            messages_in(path)
+    first, *turns = messages_in(path)
+    assert first == system
+    pairs = [(q["content"], a["content"]) for q, a in zip(turns[::2], turns[1::2], strict=True)]
+    assert dict(pairs) == replies
+    assert len(pairs) == 16
+    assert files_in(tmp_path) == [path.name]
+
+
+def test_what_was_edited_while_the_request_ran_is_kept(
+    api: Api, run: Run, file: File, tmp_path: Path
+) -> None:
+    name = file("- user: a\n")
+    gate = threading.Event()
+    api.will([gate, *reply(completion())])
+    process = run.start("-af", name, "Q")
+    while not api.requests:
+        assert process.poll() is None
+    (tmp_path / name).write_text("# edited\n- user: b\n")
+    gate.set()
+    assert process.communicate(timeout=20) == (b"Hello\n", b"")
+    assert (tmp_path / name).read_text() == "# edited\n- user: b\n- user: Q\n- assistant: Hello\n"
+
+
+def test_what_was_broken_while_the_request_ran_is_left_alone(
+    api: Api, run: Run, file: File, tmp_path: Path
+) -> None:
+    name = file("- user: a\n")
+    gate = threading.Event()
+    api.will([gate, *reply(completion())])
+    process = run.start("-af", name, "Q")
+    while not api.requests:
+        assert process.poll() is None
+    (tmp_path / name).write_text("- usr: b\n")
+    gate.set()
+    out, err = process.communicate(timeout=20)
+    assert (out, process.returncode) == (b"Hello\n", 1)
+    assert err.startswith(b"xchat: c: the turn is not added: message 1: unknown role")
+    assert (tmp_path / name).read_text() == "- usr: b\n"
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (reply(completion("Hel", finish_reason="length")), 1),
+        (reply(completion(None)), 1),
+        ([STREAM_HEAD + stream("Hel")[:-200]], 1),
+        (reply({"error": "no"}, "400 Bad Request"), 4),
+    ],
+)
+def test_a_reply_that_is_not_whole_is_not_added(
+    api: Api, run: Run, file: File, tmp_path: Path, answer: list[bytes], status: int
+) -> None:
+    name = file("- user: a")
+    api.will(answer, answer)
+    assert run("-af", name, "Q").status == status
+    assert (tmp_path / name).read_text() == "- user: a"
+    assert run("-af", "new", "Q").status == status
+    assert files_in(tmp_path) == [name]
+
+
+def test_a_full_disk_leaves_the_file_whole(api: Api, run: Run, file: File, tmp_path: Path) -> None:
+    text = "- user: a  # " + "x" * 600 + "\n"
+    name = file(text)
+    api.will(reply(completion("x" * 600)))
+    run.command = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *run.command]
+    result = run("-af", name, "Q")
+    assert result == Result(
+        b"x" * 600 + b"\n", "xchat: c: the turn is not added: File too large\n", 1
+    )
+    assert (tmp_path / name).read_text() == text
+    assert files_in(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_kill_between_writing_and_renaming_leaves_the_file_whole(
+    api: Api, run: Run, file: File, tmp_path: Path, number: signal.Signals
+) -> None:
+    name = file("- user: a\n")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        f"import os, time\nos.replace = lambda *_: (os.kill(os.getpid(), {number}), time.sleep(9))"
+    )
+    api.will(reply(completion()), reply(completion()))
+    env = {"PYTHONPATH": str(tmp_path / "site")}
+    assert run("-af", name, "Q", env=env) == Result(b"Hello\n", "", -number)
+    assert (tmp_path / name).read_text() == "- user: a\n"
+    if number != signal.SIGKILL:  # which leaves the other file behind
+        assert files_in(tmp_path) == [name, "site"]
+    assert run("-af", name, "Q").status == 0
+    assert len(messages_in(tmp_path / name)) == 3
+
+
+def test_a_symbolic_link_stays_one(api: Api, run: Run, file: File, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    file("- user: a\n", "there/c.yaml")
+    for link, target in {"one": "there/c.yaml", "two": "one", "new": "there/new.jsonl"}.items():
+        (tmp_path / link).symlink_to(target)
+    api.will(*[reply(completion()) for _ in range(3)])
+    for link in ("one", "two", "new"):
+        assert run("-af", link, "Q") == Result(b"Hello\n", "", 0)
+        assert (tmp_path / link).is_symlink()
+    assert len(messages_in(tmp_path / "there" / "c.yaml")) == 5
+    assert (tmp_path / "there" / "new.jsonl").read_text() == f"{JSON_Q}\n{JSON_A}\n"
+    assert files_in(tmp_path / "there") == ["c.yaml", "new.jsonl"]
+
+
+def without_privileges(command: list[str]) -> list[str]:
+    """Root may write everywhere; take that from it."""
+    if os.geteuid():
+        return command
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+
+
+def test_what_cannot_be_written_is_told_before_a_reply_is_paid_for(
+    api: Api, run: Run, tmp_path: Path
+) -> None:
+    run.command = without_privileges(run.command)
+    for name in ("closed", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "c.yaml").write_text("- user: a\n")
+    (tmp_path / "open" / "c.yaml").chmod(0o400)
+    (tmp_path / "closed").chmod(0o500)
+    no_directory = f"no permission to write in {tmp_path / 'closed'}"
+    for path, message in {
+        "closed/c.yaml": no_directory,
+        "closed/new": no_directory,
+        "open/c.yaml": "no permission to write it",
+        "open": "is a directory",
+        "no/such": "No such file or directory",
+    }.items():
+        for args in (["-af", path], ["-o", path]):
+            result = run(*args, "Q")
+            assert result == Result(b"", f"xchat: {path}: {message}\n", 2)
+    (tmp_path / "closed").chmod(0o700)
+    assert api.requests == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["-a"], "-a adds to one file: give -f once"),
+        (["-af", "one", "-f", "two"], "-a adds to one file: give -f once"),
+        (["-af", "-"], "-a cannot add to standard input: drop it, or name a file with -f"),
+        (
+            ["-af", "/dev/null"],
+            "-a cannot add to /dev/null: drop it, or name a file with -f",
+        ),
+        (["-af", "one", "-o", "./one"], "-a and -o would both write ./one; drop one"),
+    ],
+)
+def test_a_senseless_use_of_append(api: Api, run: Run, args: list[str], message: str) -> None:
+    assert run(*args, "Q") == Result(b"", f"xchat: {message}\n", 2)
+    assert api.requests == []
+
+
+def test_a_dry_run_adds_nothing(run: Run, tmp_path: Path) -> None:
+    result = run("--dry-run", "-af", "new.yaml", "-s", "S", "Q")
+    assert (result.err, result.status) == ("", 0)
+    assert json.loads(result.out)["messages"] == [{"role": "system", "content": "S"}, Q]
+    assert files_in(tmp_path) == []
