@@ -936,6 +936,11 @@ class Answer(NamedTuple):
     blocks: Iterator[bytes]
 
 
+def mapping_in(value: JSON, name: str) -> JSON:
+    item = value.get(name)
+    return item if isinstance(item, dict) else {}
+
+
 class Reply:
     """What is known of the reply so far."""
 
@@ -953,8 +958,7 @@ class Reply:
     def note(self, value: JSON) -> None:
         """Note what a completion or a chunk of one says beside the text; the last word counts."""
         self.model = value.get("model") or self.model
-        usage = value.get("usage")
-        self.usage = usage if isinstance(usage, dict) else self.usage
+        self.usage = mapping_in(value, "usage") or self.usage
 
 
 def ask(
@@ -1541,9 +1545,9 @@ def excerpt(body: bytes) -> str:
 
 
 FENCED = re.compile(
-    r"""^(?P<indent>[ \t]*)(?P<fence>(?P<mark>[`~])(?P=mark){2,})[^`\n]*\n
+    r"""^(?P<indent>[ \t]*)(?P<fence>`{3,}(?![^\n]*`)|~{3,})[^\n]*\n
     (?P<inside>.*?)
-    (?:^[ \t]*(?P=fence)(?P=mark)*[ \t\r]*$|\Z)""",
+    (?:^[ \t]*(?P=fence)[`~]*[ \t\r]*$|\Z)""",
     re.MULTILINE | re.DOTALL | re.VERBOSE,
 )
 
@@ -1616,9 +1620,8 @@ def tell_usage(reply: Reply, *, key: str) -> None:
     """Write what the reply took to standard error: one line of JSON."""
     usage = reply.usage
     ticks = usage.get("cost_in_usd_ticks")  # 10^10 to the dollar
-    prompt, completion = (
-        usage.get(f"{name}_tokens_details") or {} for name in ("prompt", "completion")
-    )
+    prompt = mapping_in(usage, "prompt_tokens_details")
+    completion = mapping_in(usage, "completion_tokens_details")
     facts = {
         "model": reply.model,
         "prompt_tokens": usage.get("prompt_tokens"),
@@ -1718,15 +1721,15 @@ def check_output(path: str | None) -> None:
             raise BadReply("standard output: closed")
         return
     with at(path):
-        target = os.path.realpath(path)
-        directory = os.path.dirname(target)
-        if os.path.isdir(target):
+        if os.path.isdir(path):
             raise BadInput("is a directory")
-        if os.path.exists(target) and not os.access(target, os.W_OK):
+        if os.path.exists(path) and not os.access(path, os.W_OK):
             raise BadInput("no permission to write it")
-        os.stat(directory)
-        if not (is_special(target) or os.access(directory, os.W_OK)):
-            raise BadInput(f"no permission to write in {directory}")
+        if not is_special(path):
+            directory = os.path.dirname(os.path.realpath(path))
+            os.stat(directory)
+            if not os.access(directory, os.W_OK):
+                raise BadInput(f"no permission to write in {directory}")
 
 
 def is_special(path: str) -> bool:
@@ -1741,12 +1744,12 @@ def replacing(path: str, data: bytes, *, mode: int) -> Iterator[None]:
     The new file has the old one's mode and, where possible, its owner; mode is for a file where
     there was none. What can't be replaced is written to.
     """
-    path = os.path.realpath(path)
     if is_special(path):
         yield
         with open(path, "wb", buffering=0) as file:
             write_bytes(file.fileno(), data)
         return
+    path = os.path.realpath(path)
     temporary = write_beside(path, data, mode=mode)
     try:
         yield
@@ -2144,7 +2147,7 @@ def xchat(
                     turn.append({"role": "assistant", "content": reply.text})
                     append_turn(files[0], turn, systems=first)
         finally:
-            if usage:
+            if usage and (reply.model or reply.usage):
                 tell_usage(reply, key=server.key)
 
 

@@ -67,8 +67,8 @@ def test_a_new_file_is_private_has_the_system_messages_and_the_format_of_its_nam
             id="comments of a list",
         ),
         pytest.param(
-            "history:\n  - user: a\n  # one\n\nmodel: m  # two\n",
-            "history:\n  - user: a\n  # one\n\n  - user: Q\n  - assistant: Hello\nmodel: m  # two\n",
+            "history:\n  - user: a\n  # one\n\nmodel: m  # 2\n",
+            "history:\n  - user: a\n  # one\n\n  - user: Q\n  - assistant: Hello\nmodel: m  # 2\n",
             id="comments of a mapping, with a field after the list",
         ),
         pytest.param(
