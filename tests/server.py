@@ -94,6 +94,7 @@ class Api:
         self.tls = tls
         self.key = ""
         self.extra_fields: set[str] = set()
+        self.is_for_xchat = True  # not for another client
         self.requests: list[Request] = []
         self.problems: list[str] = []
         self.scripts: list[list[Step]] = []
@@ -202,11 +203,12 @@ def problems_of(request: Request, api: Api) -> list[str]:
     ]
     if (request.method, request.path) != ("POST", "/v1/chat/completions"):
         problems.append(f"request line: {request.method} {request.path}")
-    if not re.fullmatch(r"xchat/\d+\.\d+\.\d+", request.headers.get("user-agent", "")):
-        problems.append(f"user agent: {request.headers.get('user-agent')!r}")
-    for name in ("accept", "accept-encoding"):
-        if name not in request.headers:
-            problems.append(f"header {name} is missing")
+    if api.is_for_xchat:
+        if not re.fullmatch(r"xchat/\d+\.\d+\.\d+", request.headers.get("user-agent", "")):
+            problems.append(f"user agent: {request.headers.get('user-agent')!r}")
+        for name in ("accept", "accept-encoding"):
+            if name not in request.headers:
+                problems.append(f"header {name} is missing")
     try:
         body = json.loads(request.body.decode())
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -102,33 +103,65 @@ def shell(run: Run, tmp_path: Path) -> Run:
         command = tmp_path / "bin" / name
         command.write_text(f"#!/bin/sh\n{script}\n")
         command.chmod(0o755)
-    (tmp_path / "article.txt").write_text("An article.\n")
-    (tmp_path / "list").write_text("one\ntwo\n")
-    (tmp_path / "tutor.yaml").write_text(unformat(blocks()[0]))
-    (tmp_path / "request.json").write_text(
-        '{"model":"m","messages":[{"role":"user","content":"U"}]}'
-    )
+    for name, text in {
+        "article.txt": "An article.\n",
+        "list": "one\ntwo\n",
+        "tutor.yaml": unformat(blocks()[0]),
+        "request.json": '{"model":"m","messages":[{"role":"user","content":"U"}]}',
+        "chat.yaml": "",
+        "person.yaml": "type: object\nproperties: {name: {type: string}}\n",
+        "tools.yaml": "- {type: function, function: {name: f}}\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
     run.env["PATH"] = f"{tmp_path / 'bin'}:{os.defpath}"
     run.command = ["sh", "-c"]
     return run
 
 
+# what the server says and what comes of it, where that is not "Hello" and "Hello\n"
+ODD_EXAMPLES = {
+    "mail": ("Hello", "Hello\nmail -s Reply me\n"),
+    "-x": ("```\nlines\n```", ""),
+    "--schema": ('{"name": "Ada"}', "Ada\n"),
+    "curl": ("Hello", json.dumps(completion("Hello"))),
+    ">request.json": ("Hello", ""),
+}
+
+
 @pytest.mark.parametrize("example", examples())
 def test_an_example_runs(api: Api, shell: Run, tmp_path: Path, example: str) -> None:
     is_many = any(word in example for word in ("while", "xargs", "parallel"))
-    requests = 0 if "--dry-run" in example else 2 if is_many else 1
-    api.will(*[reply(completion())] * requests)
+    requests = 0 if ">request.json" in example else 2 if is_many else 1
+    odd = next((ODD_EXAMPLES[word] for word in ODD_EXAMPLES if word in example), None)
+    text, out = odd or ("Hello", "Hello\n" * requests)
+    if "curl" in example:
+        api.is_for_xchat = False
+        api.key = shell.env["XAI_API_KEY"] = "xai-1"
+    api.will(*[reply(completion(text))] * requests)
     result = shell(example)
     assert (result.err, result.status) == ("", 0)
-    out = {"--dry-run": b"", "mail": b"Hello\nmail -s Reply me\n"}
-    otherwise = b"Hello\n" * requests
-    assert result.out == next((out[word] for word in out if word in example), otherwise)
+    assert result.out.decode() == out
     assert len(api.requests) == requests
+    files = {
+        path.name: path.read_text()
+        for path in tmp_path.iterdir()
+        if path.suffix != ".jpg" and path.is_file()
+    }
     if "tee" in example:
-        assert (tmp_path / "review.txt").read_text() == "Hello\n"
+        assert files["review.txt"] == "Hello\n"
         assert api.body["messages"][0]["content"] == "Review this change\n\na change\n"
-    if "--dry-run" in example:
-        assert '"temperature":0.0' in (tmp_path / "request.json").read_text()
+    if ">request.json" in example:
+        assert '"temperature":0.0' in files["request.json"]
+    if "-x" in example:
+        assert files["lines.sh"] == "lines\n"
+    if "-af" in example:
+        assert files["chat.yaml"].endswith("- assistant: Hello\n")
+    if "--schema" in example:
+        assert json.loads(files["usage.json"])["model"] == "grok-4.7"
+    if "curl" in example:
+        posted = api.requests[0].body
+        assert shell(example.partition("|")[0]).out == posted + b"\n"
 
 
 def test_the_help_has_every_option_under_a_heading() -> None:
