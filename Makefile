@@ -16,15 +16,24 @@ PYTHONS = $(shell for python in python3.10 python3.11 python3.12 python3.13 pyth
 all:
 	@echo 'make demo, make test, or make install'
 
-# With a key (or another server) the demo asks that; without, a model on this machine, 130 MB.
-demo: $(VENV)/made
+# With a key (or another server) that is asked; without, a model on this machine, 130 MB.
+define with_model
 	@export PATH="$$PWD/$(VENV)/bin:$$PATH"; \
 	if [ "$$XAI_API_KEY$$XAI_API_KEY_FILE$$XCHAT_BASE_URL" ]; then \
 		echo "$${XCHAT_MODEL:-grok-4} answers at $${XCHAT_BASE_URL:-https://api.x.ai/v1}."; \
-		tests/demo.sh; \
+		$(1); \
 	else \
-		$(MAKE) -s $(VENV)/model && python tests/local_model.py tests/demo.sh; \
+		$(MAKE) -s $(VENV)/model && python tests/local_model.py $(1); \
 	fi
+endef
+
+demo: $(VENV)/made
+	$(call with_model,tests/demo.sh)
+
+# The picture in the README; it needs tmux.
+picture: $(VENV)/made
+	$(VENV)/bin/pip install -q --disable-pip-version-check rich
+	$(call with_model,$(VENV)/bin/python tests/picture.py man/session.svg)
 
 $(VENV)/model: $(VENV)/made
 	$(VENV)/bin/pip install -q --disable-pip-version-check xllamacpp
@@ -75,4 +84,4 @@ uninstall:
 clean:
 	rm -rf .venv .venv-all build dist *.egg-info .*_cache __pycache__ tests/__pycache__
 
-.PHONY: all demo test test-all lint install uninstall clean
+.PHONY: all demo picture test test-all lint install uninstall clean
