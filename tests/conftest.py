@@ -66,9 +66,42 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
 
 
+class Shell(Run):
+    """Runs scripts, for which xchat is a command."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        (home / "bin").mkdir()
+        self.put("xchat", " ".join(f"'{word}'" for word in self.command) + ' "$@"')
+        self.env["PATH"] = f"{home / 'bin'}:{os.defpath}"
+        self.command = ["sh", "-c"]
+
+    def put(self, name: str, script: str) -> None:
+        """Make a command of a script."""
+        command = self.home / "bin" / name
+        command.write_text(f"#!/bin/sh\n{script}\n")
+        command.chmod(0o755)
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+@pytest.fixture
+def shell_api(shell: Shell) -> Iterator[Api]:
+    """The server that xchat asks in scripts."""
+    yield from serve(shell)
+
+
 @pytest.fixture
 def api(run: Run) -> Iterator[Api]:
-    """The server that run() asks. At the end it must be content, and have sent all it was to."""
+    """The server that run() asks."""
+    yield from serve(run)
+
+
+def serve(run: Run) -> Iterator[Api]:
+    """Serve a run. At the end the server must be content, and have sent all that it was to."""
     server = Api()
     run.env["XCHAT_BASE_URL"] = server.url
     yield server

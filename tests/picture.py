@@ -14,9 +14,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.text import Text
-
 WIDTH, HEIGHT = 84, 21
 COMMANDS = [
     'cat article.txt | xchat -s "Summarize the text in one sentence."',
@@ -62,6 +59,9 @@ def play(commands: list[str]) -> str:
 
 def draw(text: str) -> str:
     """Return the text of a terminal as SVG, without the fonts that rich would fetch from afar."""
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console(record=True, width=WIDTH, file=io.StringIO())
     console.print(Text.from_ansi(text))
     svg = console.export_svg(title="xchat", unique_id="xchat")

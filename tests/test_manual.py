@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import stat
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import click
 import pytest
-from conftest import TOP, Run
+from conftest import TOP, Shell
 from server import Api, completion, reply
 
 import xchat
@@ -91,18 +90,11 @@ def examples() -> list[str]:
 
 
 @pytest.fixture
-def shell(run: Run, tmp_path: Path) -> Run:
-    """A shell in which xchat is a command, and where the files are that the examples name."""
-    (tmp_path / "bin").mkdir()
-    for name, script in {
-        "xchat": " ".join(f"'{word}'" for word in run.command) + ' "$@"',
-        "git": "echo a change",
-        "parallel": 'for list; do :; done; xargs -d "\\n" -n 1 xchat -n -- <"$list"',
-        "mail": 'cat; echo "mail $*"',
-    }.items():
-        command = tmp_path / "bin" / name
-        command.write_text(f"#!/bin/sh\n{script}\n")
-        command.chmod(0o755)
+def prepared(shell: Shell, tmp_path: Path) -> Shell:
+    """A shell with the commands and the files that the examples name."""
+    shell.put("git", "echo a change")
+    shell.put("parallel", 'for list; do :; done; xargs -d "\\n" -n 1 xchat -n -- <"$list"')
+    shell.put("mail", 'cat; echo "mail $*"')
     for name, text in {
         "article.txt": "An article.\n",
         "list": "one\ntwo\n",
@@ -114,9 +106,7 @@ def shell(run: Run, tmp_path: Path) -> Run:
     }.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
-    run.env["PATH"] = f"{tmp_path / 'bin'}:{os.defpath}"
-    run.command = ["sh", "-c"]
-    return run
+    return shell
 
 
 # what the server says and what comes of it, where that is not "Hello" and "Hello\n"
@@ -130,8 +120,9 @@ ODD_EXAMPLES = {
 
 
 @pytest.mark.parametrize("example", examples())
-def test_an_example_runs(api: Api, shell: Run, tmp_path: Path, example: str) -> None:
+def test_an_example_runs(shell_api: Api, prepared: Shell, tmp_path: Path, example: str) -> None:
     is_many = any(word in example for word in ("while", "xargs", "parallel"))
+    api, shell = shell_api, prepared
     requests = 0 if ">request.json" in example else 2 if is_many else 1
     odd = next((ODD_EXAMPLES[word] for word in ODD_EXAMPLES if word in example), None)
     text, out = odd or ("Hello", "Hello\n" * requests)

@@ -565,7 +565,7 @@ CODE = '# T\n```json\n{"a": 1}\n```\n'
 REQUEST = [["-p", "seed=7"], ["--schema", "schema"], ["-i", "image"], ["-f", "c"], ["-m", "m"]]
 
 
-@pytest.mark.parametrize("options", [*itertools.combinations(REQUEST, 2)], ids=str)
+@pytest.mark.parametrize("options", [*([option] for option in REQUEST), REQUEST], ids=str)
 @pytest.mark.parametrize("way", [[], ["--stream"], ["--no-stream"]], ids=str)
 def test_a_dry_run_writes_what_is_posted_for_every_option(
     api: Api, run: Run, file: File, options: list[list[str]], way: list[str]
@@ -587,15 +587,15 @@ def test_a_dry_run_writes_what_is_posted_for_every_option(
     assert not (run.home / "out").exists()
 
 
-WAYS = [[], ["--stream"]]
+# to a pipe and to a terminal
+WAYS = [([], False), (["--stream"], False), ([], True)]
 FORMS = [[], ["-x"], ["--json"]]
 OUTPUTS = [[], ["-o", "out"], ["-af", "new"], ["-u"], ["--schema", "schema"]]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize(("way", "is_terminal"), WAYS, ids=str)
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("outputs", [*itertools.combinations(OUTPUTS, 2)], ids=str)
-@pytest.mark.parametrize("is_terminal", [False, True])
 def test_every_form_of_output_goes_with_every_other(
     api: Api,
     run: Run,

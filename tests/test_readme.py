@@ -1,0 +1,193 @@
+"""The worked examples of the README work."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from conftest import TOP, Shell
+from picture import COMMANDS
+from server import Api, completion, reply
+from test_manual import examples
+
+README = (TOP / "README.md").read_text()
+WORKED = README.partition("\n## Worked examples\n")[2].partition("\n## ")[0]
+REFUSED = {"code": "invalid-argument", "error": "No."}
+
+
+def blocks_of(text: str) -> list[str]:
+    """Return what is indented as code."""
+    found = re.findall(r"(?:^(?: {4}.*)?\n)+", text, re.MULTILINE)
+    return [re.sub(r"^ {4}", "", block, flags=re.M).strip("\n") for block in found if block.strip()]
+
+
+def example(heading: str, directory: Path) -> str:
+    """Return the script below a heading; what begins with # NAME is written as that file."""
+    text = WORKED.partition(f"\n### {heading}\n")[2].partition("\n### ")[0]
+    scripts = []
+    for block in blocks_of(text):
+        if name := re.match(r"# (\w+\.yaml)$", block, re.MULTILINE):
+            (directory / name[1]).write_text(block + "\n")
+        else:
+            scripts.append(block)
+    return "\n".join(scripts)
+
+
+def contents(message: Any) -> list[str]:
+    return [item["content"] for item in message["messages"]]
+
+
+def test_every_example_is_tested() -> None:
+    tests = "".join(re.findall(r"example\((.*?)\)", Path(__file__).read_text()))
+    headings = re.findall(r"^### (.*)$", WORKED, re.MULTILINE)
+    assert [heading for heading in headings if f'"{heading}"' not in tests] == []
+
+
+def test_other_commands_are_examples_of_the_manual() -> None:
+    before = README.partition("\n## Worked examples\n")[0]
+    lines = [line for block in blocks_of(before) for line in block.splitlines()]
+    uses = [line for line in lines if re.search(r"\bxchat (-|\")", line)]
+    known = re.sub(r" \\\n *", " ", "\n".join(examples()))
+    assert uses
+    assert [line for line in uses if line not in known] == []
+
+
+@pytest.fixture
+def repository(shell: Shell) -> Path:
+    """A repository with one commit and a change that is staged."""
+    shell.env |= {"GIT_EDITOR": "true", "GIT_CONFIG_COUNT": "2"}
+    for number, (key, value) in enumerate([("user.name", "Ada"), ("user.email", "ada@localhost")]):
+        shell.env |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    made = shell("git init -q && git commit -q --allow-empty -m First && echo 1 >a && git add a")
+    assert (made.err, made.status) == ("", 0)
+    return shell.home
+
+
+@pytest.mark.parametrize(
+    ("answer", "title"), [(reply(completion("Add a\n\nIt was missing.")), "Add a"), (None, "First")]
+)
+def test_a_commit_message(
+    shell_api: Api, shell: Shell, repository: Path, answer: Any, title: str
+) -> None:
+    shell_api.will(answer or reply(REFUSED, status="400 Bad Request"))
+    result = shell(example("A commit message", repository))
+    assert contents(shell_api.body)[1].endswith("@@ -0,0 +1 @@\n+1\n")
+    assert result.status == (0 if answer else 4)
+    assert shell("git log -1 --format=%s").out.decode() == f"{title}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "out", "status"),
+    [('{"name": "Ada Lovelace", "born": 1815}', b"Ada Lovelace\t1815\n", 0), ("Ada.", b"", 1)],
+)
+def test_json_from_prose(shell_api: Api, shell: Shell, text: str, out: bytes, status: int) -> None:
+    shell_api.will(reply(completion(text)))
+    result = shell(example("JSON from prose", shell.home))
+    assert (result.out, result.status) == (out, status)
+    schema = shell_api.body["response_format"]["json_schema"]["schema"]
+    assert schema["properties"] == {"name": {"type": "string"}, "born": {"type": "integer"}}
+
+
+def test_labels(shell_api: Api, shell: Shell) -> None:
+    lines = ["It's slow.", "-n", 'A "word" and $HOME']
+    (shell.home / "feedback.txt").write_text("".join(f"{line}\n" for line in lines))
+    refused = reply(REFUSED, status="400 Bad Request")
+    shell_api.will(refused, *[reply(completion("bug"))] * 2)
+    result = shell(example("A label for each line, by a few examples", shell.home))
+    assert result.status == 123  # of xargs: one of its commands failed
+    assert result.err.endswith("400 Bad Request: No. (request id req-7)\n")
+    asked = [contents(request.json) for request in shell_api.requests]
+    assert sorted(prompts[-1] for prompts in asked) == sorted(lines)
+    assert asked[0][:3] == [
+        "Answer with one word, which is bug, praise or question.",
+        "It crashes as soon as I open a file.",
+        "bug",
+    ]
+    labels = (shell.home / "labels.tsv").read_text().splitlines()
+    assert len(labels) == 2
+    assert {*labels} < {f"bug\t{line}" for line in lines}
+
+
+def test_a_report_every_night(shell_api: Api, shell: Shell) -> None:
+    table = example("A report every night", shell.home).replace("/home/ada", str(shell.home))
+    *settings, job = table.splitlines()
+    assert settings.pop(0) == "PATH=/usr/local/bin:/usr/bin:/bin"
+    (command,) = re.findall(r"^\d+ \d+ \* \* \* (.*)$", job)
+    assert "%" not in command  # which cron takes for the end of a line
+    shell.put("journalctl", 'echo "$*"')
+    shell_api.key = "xai-1"
+    (shell.home / ".xai-key").write_text("xai-1\n")
+    (shell.home / ".xai-key").chmod(0o600)
+    env = dict(setting.split("=", 1) for setting in settings)
+    report = shell.home / "report.txt"
+
+    shell_api.will(reply(completion("The disk.")))
+    result = shell(command, env=env)
+    assert (result.out, result.err, result.status) == (b"", "", 0)
+    assert report.read_text() == "The disk.\n"
+    assert contents(shell_api.body) == ["What needs a human?", "-p warning -S yesterday\n"]
+
+    shell_api.will(reply(REFUSED, status="400 Bad Request"))
+    result = shell(command, env=env)
+    assert (result.out, result.status) == (b"", 4)
+    assert result.err.startswith("xchat: 127.0.0.1")
+    assert report.read_text() == "The disk.\n"
+
+
+def test_a_conversation(shell_api: Api, shell: Shell) -> None:
+    shell_api.will(reply(completion("Paul")), reply(completion("Marie")))
+    result = shell(example("A conversation", shell.home))
+    assert (result.out, result.err, result.status) == (b"Paul\nMarie\n", "", 0)
+    texts = ["Answer in French", "Who are you?", "Paul", "And your sister?"]
+    assert contents(shell_api.requests[1].json) == texts
+
+
+def test_a_model_on_this_machine(shell_api: Api, shell: Shell) -> None:
+    shell_api.will(reply(completion("Air.")))
+    script = example("A model on this machine", shell.home)
+    assert "localhost:11434" in script
+    result = shell(script.replace("localhost:11434", shell_api.host))
+    assert (result.out, result.err, result.status) == (b"Air.\n", "", 0)
+    assert shell_api.body["model"] == "gemma3"
+
+
+UNAVAILABLE = "503 Service Unavailable"
+
+
+@pytest.mark.parametrize(
+    ("answers", "out"),
+    [
+        ([reply(completion("OK"))], ""),
+        (
+            [reply(completion("No space left."))],
+            "mail -s the log needs a look ops\nNo space left.\n",
+        ),
+        (
+            [reply({"error": "Overloaded."}, UNAVAILABLE)],
+            "no verdict now; the next run tries again\n",
+        ),
+        ([reply(REFUSED, "400 Bad Request")], "mail -s the triage is broken ops\n"),
+    ],
+)
+def test_triage_of_a_log(shell_api: Api, shell: Shell, answers: Any, out: str) -> None:
+    shell.put("mail", 'echo "mail $*"; cat')
+    (shell.home / "app.log").write_text("a line\n")
+    shell_api.will(*answers)
+    result = shell(example("Triage of a log", shell.home))
+    assert (result.out.decode(), result.status) == (out, 0)
+    assert contents(shell_api.body)[1] == "a line\n"
+
+
+def test_the_picture_shows_its_commands() -> None:
+    (name,) = re.findall(r"^!\[.*\]\((.*)\)$", README, re.MULTILINE)
+    picture = ElementTree.parse(TOP / name)
+    lines: dict[str, str] = {}
+    for item in picture.iter("{http://www.w3.org/2000/svg}text"):
+        height = item.get("y", "")
+        lines[height] = lines.get(height, "") + (item.text or "").replace("\xa0", " ")
+    shown = re.findall(r"^\$ (.+)$", "\n".join(lines.values()), re.MULTILINE)
+    assert shown == COMMANDS
+    assert not re.search(r"url\(http|href=", (TOP / name).read_text())
