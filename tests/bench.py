@@ -1,0 +1,556 @@
+"""Measure whole processes: xchat beside what else does the same, in one table.
+
+    python tests/bench.py DIRECTORY [CASE]...
+
+DIRECTORY is a virtual environment with xchat; its Python runs the rivals, too. A server on loopback
+answers at once. The runs of a case are interleaved, and the figures are medians.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import re
+import shutil
+import socket
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tty
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+# The rivals ----------------------------------------------------------------------------------
+
+MINIMAL = """
+import json, os, sys
+import requests
+messages = json.load(open(sys.argv[1])) if sys.argv[1:] else []
+messages.append({"role": "user", "content": sys.stdin.read()})
+response = requests.post(
+    os.environ["XCHAT_BASE_URL"] + "/chat/completions",
+    headers={"Authorization": "Bearer " + os.environ["XAI_API_KEY"]},
+    json={"model": "grok-4", "messages": messages},
+    timeout=3600,
+)
+response.raise_for_status()
+print(response.json()["choices"][0]["message"]["content"])
+"""
+
+OBVIOUS = """
+import json, os, sys
+import click, requests, yaml
+
+@click.command()
+@click.option("-s", "--system")
+@click.option("-f", "--file", type=click.File())
+@click.option("--stream", is_flag=True)
+def main(system, file, stream):
+    messages = yaml.safe_load(file) if file else []
+    if system:
+        messages.append({"role": "system", "content": system})
+    messages.append({"role": "user", "content": sys.stdin.read()})
+    response = requests.post(
+        os.environ["XCHAT_BASE_URL"] + "/chat/completions",
+        headers={"Authorization": "Bearer " + os.environ["XAI_API_KEY"]},
+        json={"model": "grok-4", "messages": messages, "stream": stream},
+        timeout=3600,
+        stream=stream,
+    )
+    response.raise_for_status()
+    if not stream:
+        click.echo(response.json()["choices"][0]["message"]["content"])
+        return
+    for line in response.iter_lines():
+        if line.startswith(b"data: ") and line != b"data: [DONE]":
+            click.echo(json.loads(line[6:])["choices"][0]["delta"].get("content", ""), nl=False)
+    click.echo()
+
+main()
+"""
+
+CURL = (
+    'curl -s -H "Authorization: Bearer $XAI_API_KEY" -H "Content-Type: application/json" -d @-'
+    ' "$XCHAT_BASE_URL/chat/completions"'
+)
+ASK = """jq -Rs '{model: "grok-4", messages: [{role: "user", content: .}]}'"""
+TEXT = "jq -r '.choices[0].message.content'"
+
+# The server ----------------------------------------------------------------------------------
+
+EVENTS = 200  # of a stream whose delays are measured
+GAP = 0.004  # seconds between these
+WIDTH = 40  # characters of text in each of them
+
+
+def event(text: str) -> bytes:
+    delta = {"role": "assistant", "content": text}
+    chunk = {
+        "id": "0b6c2f1e-5a7d-4c1b-9e35-6d2f8a41c0aa",
+        "object": "chat.completion.chunk",
+        "model": "grok-4",
+        "choices": [{"index": 0, "delta": delta}],
+    }
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+def completion(text: str) -> bytes:
+    message = {"role": "assistant", "content": text, "refusal": None}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    return json.dumps({"id": "7327", "model": "grok-4", "choices": choices}).encode()
+
+
+LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+BODIES: dict[str, Callable[[], bytes]] = {
+    "plain": lambda: completion("Hello"),
+    "large": lambda: completion("a line of the reply\n" * MB),
+    "events": lambda: event("word ") * 2000 + LAST,
+    "bulk": lambda: event("word ") * (20 * MB // len(event("word "))) + LAST,
+}
+MB = 1_000_000
+HEAD = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: {}\r\n{}\r\n"
+
+
+def serve(listener: socket.socket, context: ssl.SSLContext | None) -> None:
+    """Answer forever; say on standard output when a whole request was there, and what was sent."""
+    bodies: dict[str, bytes] = {}
+    while True:
+        connection, _address = listener.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if context:
+            connection = context.wrap_socket(connection, server_side=True)
+        with connection:
+            name = read_request(connection)
+            times = [time.monotonic()]
+            if name in BODIES:
+                body = bodies.setdefault(name, BODIES[name]())
+                is_stream = body.startswith(b"data")
+                kind = "text/event-stream" if is_stream else "application/json"
+                length = "" if is_stream else f"Content-Length: {len(body)}\r\n"
+                connection.sendall(HEAD.format(kind, length).encode() + body)
+            else:
+                times += drip(connection, is_chunked=name == "chunked")
+        print(json.dumps(times), flush=True)
+
+
+def read_request(connection: socket.socket) -> str:
+    """Return the first part of the path, when all of the request was read."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += connection.recv(65536)
+    head, _, begin = head.partition(b"\r\n\r\n")
+    if b"100-continue" in head:
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+    missing = int(re.findall(rb"(?i)content-length: (\d+)", head)[0]) - len(begin)
+    while missing:
+        missing -= len(connection.recv(min(missing, 1 << 20)))
+    return head.split(b"/")[1].decode()
+
+
+def drip(connection: socket.socket, *, is_chunked: bool) -> Iterator[float]:
+    """Send one event after the other, and yield when each was sent."""
+    coding = "Transfer-Encoding: chunked\r\n" if is_chunked else ""
+    connection.sendall(HEAD.format("text/event-stream", coding).encode())
+
+    def send(data: bytes) -> float:
+        now = time.monotonic()
+        connection.sendall(b"%x\r\n%b\r\n" % (len(data), data) if is_chunked else data)
+        return now
+
+    for _ in range(EVENTS):
+        time.sleep(GAP)
+        yield send(event("x" * WIDTH))
+    time.sleep(GAP)
+    send(LAST)
+    if is_chunked:
+        connection.sendall(b"0\r\n\r\n")
+
+
+# What the server needs first ------------------------------------------------------------------
+
+
+def make_history() -> list[dict[str, str]]:
+    text = "A line of a long conversation, with 'quotes' and: a colon.\n" * 4
+    roles = ["user", "assistant"]
+    return [{"role": roles[n % 2], "content": f"{text}{n}"} for n in range(5 * MB // 280)]
+
+
+def make_yaml(messages: list[dict[str, str]]) -> str:
+    indented = [message["content"].replace("\n", "\n    ") for message in messages]
+    return "".join(
+        f"- role: {message['role']}\n  content: |-\n    {text}\n"
+        for message, text in zip(messages, indented, strict=True)
+    )
+
+
+def make_files(directory: Path) -> None:
+    history = make_history()
+    files = {
+        "minimal.py": MINIMAL,
+        "obvious.py": OBVIOUS,
+        "prompt": "Hello\n",
+        "large": 'a line of a long prompt, "quoted"\n' * (50 * MB // 34),
+        "history.json": json.dumps(history),
+        "history.yaml": make_yaml(history),
+    }
+    for name, text in files.items():
+        (directory / name).write_text(text)
+
+
+def make_trust_stores(directory: Path) -> ssl.SSLContext:
+    """Make trust stores of a usual size, with the server's authority; return the server's context.
+
+    One is a file, as certifi's; one is a hashed directory, as the system's.
+    """
+    import certifi
+    import trustme
+
+    authority = trustme.CA()
+    path = directory / "authority.pem"
+    authority.cert_pem.write_to_path(str(path))
+    bundle = Path(certifi.where()).read_text() + path.read_text()
+    (directory / "bundle.pem").write_text(bundle)
+    hashed = directory / "certs"
+    hashed.mkdir()
+    system = ssl.get_default_verify_paths().capath or "/etc/ssl/certs"
+    for certificate in Path(system).glob("*.[0-9]"):
+        (hashed / certificate.name).symlink_to(certificate)
+    command = ["openssl", "x509", "-noout", "-subject_hash", "-in", str(path)]
+    name = subprocess.run(command, stdout=-1, check=True, text=True).stdout.strip()
+    (hashed / f"{name}.0").symlink_to(path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+def prepare_and_serve(directory: Path) -> None:
+    """Do what takes memory: the peak of a process counts as one of those that it starts."""
+    make_files(directory)
+    context = make_trust_stores(directory)
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    print([listener.getsockname()[1] for listener in listeners], flush=True)
+    threading.Thread(target=serve, args=(listeners[0], None), daemon=True).start()
+    serve(listeners[1], context)
+
+
+# Measuring -----------------------------------------------------------------------------------
+
+
+class Rival(NamedTuple):
+    """A command, and its environment."""
+
+    name: str
+    command: list[str]
+    env: dict[str, str] = {}  # noqa: RUF012  # never changed
+
+
+class Figures(NamedTuple):
+    """Of one run: seconds and megabytes, and the delays of events in milliseconds."""
+
+    wall: float
+    cpu: float
+    memory: float
+    sent: float | None  # from the start until the server had all of the request
+    delays: list[float]
+
+
+class Bench:
+    """Runs commands against a server."""
+
+    def __init__(self, directory: Path, server: subprocess.Popen[str]) -> None:
+        self.directory = directory
+        self.server = server
+
+    def run(
+        self,
+        rival: Rival,
+        base_url: str,
+        *,
+        stdin: Path | float,
+        terminal: bool,
+        event_size: int = 0,
+    ) -> Figures:
+        """Run a rival once. stdin is a file, or the seconds that a producer takes."""
+        here, there = pty.openpty() if terminal else os.pipe()
+        if terminal:
+            tty.setraw(there)
+        path = stdin if isinstance(stdin, Path) else None
+        start = time.monotonic()
+        env = {"PATH": os.environ["PATH"], "HOME": str(self.directory), "XAI_API_KEY": "x"}
+        process = subprocess.Popen(
+            rival.command,
+            env={**env, "XCHAT_BASE_URL": base_url, **rival.env},
+            stdin=path.open("rb") if path else subprocess.PIPE,
+            stdout=there,
+            cwd=self.directory,
+        )
+        os.close(there)
+        if process.stdin and not isinstance(stdin, Path):
+            time.sleep(stdin)
+            process.stdin.write(b"Hello\n")
+            process.stdin.close()
+        arrivals = read_all(here)
+        _pid, status, usage = os.wait4(process.pid, 0)
+        end = time.monotonic()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0, (rival, process.returncode)
+        assert arrivals or not base_url, rival
+        sent, delays = None, []
+        if base_url:
+            assert self.server.stdout
+            sent, *times = json.loads(self.server.stdout.readline())
+            if times:
+                delays = delays_of(times, arrivals, event_size)
+        cpu = usage.ru_utime + usage.ru_stime
+        return Figures(end - start, cpu, usage.ru_maxrss / 1000, sent and sent - start, delays)
+
+
+def read_all(fd: int) -> list[tuple[float, int]]:
+    """Return when output came, and how many bytes of it there were by then."""
+    size = 0
+    arrivals = []
+    try:
+        while block := os.read(fd, 1 << 20):
+            size += len(block)
+            arrivals.append((time.monotonic(), size))
+    except OSError:  # the end of a terminal
+        pass
+    os.close(fd)
+    return arrivals
+
+
+def delays_of(times: list[float], arrivals: list[tuple[float, int]], size: int) -> list[float]:
+    """Return for each event the milliseconds from when it was sent until all of it was there."""
+    delays = []
+    position = 0
+    for number, sent in enumerate(times, start=1):
+        while arrivals[position][1] < number * size:
+            position += 1
+        delays.append((arrivals[position][0] - sent) * 1000)
+    return delays
+
+
+def count(rival: Rival, bench: Bench, base_url: str, stdin: Path | float) -> float:
+    """Return the millions of instructions that a run takes."""
+    log = bench.directory / "callgrind.log"
+    prefix = ["valgrind", "--tool=callgrind", f"--log-file={log}", "--callgrind-out-file=/dev/null"]
+    counted = rival._replace(
+        command=[*prefix, *rival.command], env={**rival.env, "PYTHONHASHSEED": "0"}
+    )
+    bench.run(counted, base_url, stdin=stdin, terminal=False)
+    return int(re.findall(r"Collected : (\d+)", log.read_text())[0]) / 1e6
+
+
+# The cases -----------------------------------------------------------------------------------
+
+
+class Case(NamedTuple):
+    """What is measured: the server's answer, the rivals' command lines, standard input."""
+
+    title: str
+    answer: str  # what the server sends; "": it is not asked
+    rivals: list[Rival]
+    runs: int = 21
+    stdin: Path | float = 0.0
+    tls: bool = False
+    terminal: bool = False
+    counted: bool = False  # in instructions, too
+
+
+def shell(name: str, script: str) -> Rival:
+    return Rival(name, ["sh", "-c", script])
+
+
+def make_cases(python: str, directory: Path) -> list[Case]:
+    bundle = {"REQUESTS_CA_BUNDLE": str(directory / "bundle.pem")}
+    hashed = {"SSL_CERT_DIR": str(directory / "certs")}
+
+    def xchat(*args: str) -> Rival:
+        return Rival("xchat", [str(Path(python).with_name("xchat")), *args], hashed)
+
+    def minimal(*args: str) -> Rival:
+        return Rival("minimal", [python, "minimal.py", *args], bundle)
+
+    def obvious(*args: str) -> Rival:
+        return Rival("obvious", [python, "obvious.py", *args], bundle)
+
+    interpreter = Rival("python", [python, "-c", "pass"])
+    curl = shell("curl|jq", f"{ASK} | {CURL} | {TEXT}")._replace(env=hashed)
+    stream = shell("curl", f"{CURL} -N")
+    plain = [xchat(), minimal(), obvious(), curl]
+    streams = [xchat("--stream"), obvious("--stream"), stream]
+    bare = [interpreter, Rival("click", [python, "-c", "import click"])]
+    if shutil.which("llm"):
+        plain.append(Rival("llm", ["llm", "--no-log", "-m", "bench"], {"OPENAI_API_KEY": "x"}))
+    prompt, large = directory / "prompt", directory / "large"
+    cases = [
+        Case("--help", "", [xchat("--help"), *bare, obvious("--help")], counted=True),
+        Case("a reply, http", "plain", plain, 41, counted=True, stdin=prompt),
+        Case("a reply, https", "plain", plain[:4], 41, tls=True, counted=True, stdin=prompt),
+        Case("a prompt in 0.2 s", "plain", plain, stdin=0.2),
+        Case("2,000 events", "events", streams, stdin=prompt),
+        Case("20 MB of events", "bulk", streams, 5, stdin=prompt),
+        Case("a prompt of 50 MB", "plain", plain[:4], 5, stdin=large),
+        Case("a reply of 20 MB", "large", plain[:4], 5, stdin=prompt),
+    ]
+    for suffix in ("json", "yaml"):
+        name = f"history.{suffix}"
+        rivals = [xchat("-f", name), obvious("-f", name)]
+        rivals += [minimal(name)] if suffix == "json" else []
+        cases.append(Case(f"5 MB of {suffix.upper()}", "plain", rivals, 5, stdin=prompt))
+    for way in ("chunked", "plain"):
+        for place in ("a pipe", "a terminal"):
+            title = f"{way} events to {place}"
+            answer = {"chunked": "chunked", "plain": "unchunked"}[way]
+            cases.append(Case(title, answer, streams, 3, prompt, terminal=place == "a terminal"))
+    return cases
+
+
+# The table -----------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """The medians of a rival's runs."""
+
+    wall: float
+    cpu: float
+    memory: float
+    sent: float | None
+    delays: tuple[float, float] | None  # the 50th and the 99th percentile
+    instructions: float | None
+
+
+def measure(case: Case, bench: Bench, base_url: str) -> dict[str, Row]:
+    """Run the rivals of a case, one after the other and again."""
+    figures: dict[str, list[Figures]] = {rival.name: [] for rival in case.rivals}
+    for _ in range(case.runs + 1):
+        for rival in case.rivals:
+            size = len(event("x" * WIDTH)) if rival.name == "curl" else WIDTH
+            figures[rival.name].append(
+                bench.run(
+                    rival, base_url, stdin=case.stdin, terminal=case.terminal, event_size=size
+                )
+            )
+    counts: dict[str, float] = {}
+    if case.counted and shutil.which("valgrind"):
+        counted = [rival for rival in case.rivals if rival.name not in ("curl|jq", "llm")]
+        counts = {rival.name: count(rival, bench, base_url, case.stdin) for rival in counted}
+    return {name: row_of(runs[1:], counts.get(name)) for name, runs in figures.items()}
+
+
+def row_of(runs: list[Figures], instructions: float | None) -> Row:
+    def median(name: str) -> float:
+        values: list[float] = [getattr(figures, name) for figures in runs]
+        return statistics.median(values)
+
+    delays = statistics.quantiles([delay for run in runs for delay in run.delays] or [0, 0], n=100)
+    return Row(
+        median("wall"),
+        median("cpu"),
+        median("memory"),
+        None if runs[0].sent is None else median("sent"),
+        (delays[49], delays[98]) if runs[0].delays else None,
+        instructions,
+    )
+
+
+COLUMNS = ("wall ms", "ratio", "CPU ms", "MB", "sent ms", "p50 ms", "p99 ms", "M instr.")
+
+
+def write_case(title: str, rows: dict[str, Row]) -> None:
+    """Write the rows of a case; the ratio is to the wall time of the first one."""
+    first = next(iter(rows.values()))
+    for name, row in rows.items():
+        p50, p99 = row.delays or (None, None)
+        seconds = row.wall * 1000, row.wall / first.wall, row.cpu * 1000, row.memory
+        cells = [*seconds, row.sent and row.sent * 1000, p50, p99, row.instructions]
+        forms = ["8.1f", "6.2f", "8.1f", "6.0f", "8.1f", "7.3f", "7.3f", "8.0f"]
+        line = " ".join(
+            " " * int(form[0]) if cell is None else format(cell, form)
+            for cell, form in zip(cells, forms, strict=True)
+        )
+        print(f"{title:26}{name:9}{line}".rstrip(), flush=True)
+        title = ""
+
+
+Table = dict[str, dict[str, Row]]
+
+
+def quotient(table: Table, title: str, column: str, other: str) -> float | None:
+    """Return a figure of xchat's divided by the same of a rival; None: it was not measured."""
+    one, two = (getattr(table[title][name], column) for name in ("xchat", other))
+    return one / two if one and two else None
+
+
+def write_targets(table: Table) -> None:
+    """Write what the figures are to be, in one run, and what they are."""
+    quotients = [
+        ("a reply, http", "wall", "minimal", 0.88),
+        ("a reply, http", "instructions", "minimal", 1.0),
+        ("a reply, https", "wall", "minimal", 0.82),
+        ("--help", "wall", "click", 1.25),
+        ("2,000 events", "cpu", "obvious", 0.8),
+        ("20 MB of events", "cpu", "obvious", 0.8),
+        ("a prompt of 50 MB", "memory", "minimal", 0.7),
+        ("a prompt of 50 MB", "wall", "minimal", 1.0),
+        ("a reply of 20 MB", "wall", "minimal", 1.0),
+    ]
+    found = [
+        (f"{title}: {column}, of {other}", quotient(table, title, column, other), limit)
+        for title, column, other, limit in quotients
+        if title in table
+    ]
+    if {"5 MB of JSON", "5 MB of YAML"} <= table.keys():
+        ratio = table["5 MB of YAML"]["xchat"].wall / table["5 MB of JSON"]["xchat"].wall
+        found.append(("5 MB of YAML: wall, of JSON", ratio, 5))
+    for title, rows in table.items():
+        delays = rows["xchat"].delays, rows["curl"].delays if "curl" in rows else None
+        if delays[0] and delays[1]:
+            found.append((f"{title}: p50, ms above curl", delays[0][0] - delays[1][0], 0.1))
+        if title == "a prompt in 0.2 s":
+            more = (rows["xchat"].wall - rows["curl|jq"].wall) * 1000
+            found.append((f"{title}: ms above curl|jq", more, 25))
+    print()
+    for title, figure, limit in found:
+        if figure is not None:
+            verdict = "" if figure <= limit else "  missed"
+            print(f"{title:48}{figure:8.2f}   at most {limit:g}{verdict}")
+
+
+# Main ----------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    if sys.argv[1] == "--serve":
+        prepare_and_serve(Path(sys.argv[2]))
+    python = str(Path(sys.argv[1]).absolute() / "bin" / "python")
+    wanted = sys.argv[2:]
+    table: Table = {}
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        command = [sys.executable, __file__, "--serve", str(directory)]
+        server = stack.enter_context(subprocess.Popen(command, stdout=-1, text=True))
+        stack.callback(server.kill)
+        assert server.stdout
+        ports = json.loads(server.stdout.readline())
+        bench = Bench(directory, server)
+        print(f"{'':26}{'':9}{' '.join(f'{column:>8}' for column in COLUMNS)}")
+        for case in make_cases(python, directory):
+            if not wanted or any(word in case.title for word in wanted):
+                place = f"{'https' if case.tls else 'http'}://127.0.0.1:{ports[case.tls]}"
+                base_url = f"{place}/{case.answer}" if case.answer else ""
+                table[case.title] = measure(case, bench, base_url)
+                write_case(case.title, table[case.title])
+    write_targets(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
