@@ -32,7 +32,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
@@ -123,12 +123,12 @@ def at(place: str, kind: type[Failure] | None = None) -> Iterator[None]:
 
 
 # control characters, line separators, and what makes a terminal write from right to left
-UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
+UNPRINTABLE = r"[\x00-\x20\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+"
 
 
 def tell(message: str) -> None:
     """Write one line to standard error; a lost message must not lose the reply."""
-    line = UNPRINTABLE.sub(" ", message).strip()
+    line = re.sub(UNPRINTABLE, " ", message).strip()
     if len(line) > 1000:  # the end has the request id
         line = f"{line[:800]} ... {line[-100:]}"
     write_line(f"xchat: {line}")
@@ -170,7 +170,7 @@ def read_server(*, warn: Warn) -> Server:
     return Server(base_url, host, loopback, key)
 
 
-HOST_NAME = re.compile(r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?")
+HOST_NAME = r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?"
 
 
 def parse_base_url(url: str) -> tuple[str, str, bool]:
@@ -192,7 +192,7 @@ def parse_base_url(url: str) -> tuple[str, str, bool]:
     address = address_of(host)
     if "[" in parts.netloc and (address is None or address.version != 6):
         raise BadInput("has no valid address in the brackets")
-    if not (address or HOST_NAME.fullmatch(host)):
+    if not (address or re.fullmatch(HOST_NAME, host)):
         raise BadInput("has no valid host name")
     if "?" in url or "#" in url:
         raise BadInput("must end with the path; leave off what follows '?' or '#'")
@@ -354,9 +354,9 @@ def check_stdin_uses(words: Sequence[str], inputs: Sequence[Any], *, no_stdin: b
 
 
 IMAGE_TYPES = {
-    "jpeg": re.compile(rb"\xff\xd8\xff"),
-    "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
-    "webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "jpeg": rb"\xff\xd8\xff",
+    "png": rb"\x89PNG\r\n\x1a\n",
+    "webp": rb"(?s)RIFF....WEBP",
 }
 
 
@@ -371,7 +371,7 @@ def image_url(image: str, *, warn: Warn) -> str:
     with at(name_of(image)):
         data = read_file(image, warn=warn)
         for name, begin in IMAGE_TYPES.items():
-            if begin.match(data):
+            if re.match(begin, data):
                 return (
                     f"data:image/{name};base64,{binascii.b2a_base64(data, newline=False).decode()}"
                 )
@@ -597,10 +597,11 @@ def show(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
-class DuplicateKey(NamedTuple):
+class DuplicateKey:
     """Stands in a parsed file for a mapping that has a key twice."""
 
-    key: str
+    def __init__(self, key: str) -> None:
+        self.key = key
 
 
 def unique(pairs: list[tuple[str, Any]]) -> JSON | DuplicateKey:
@@ -641,7 +642,7 @@ def check_value(value: Any, depth: int = 0) -> None:
 
 # Reading: JSON and YAML ----------------------------------------------------------------------
 
-SEEMS_JSON = re.compile(r'[\s\[{]*[\[{]\s*(["\]}]|\Z)')
+SEEMS_JSON = r'[\s\[{]*[\[{]\s*(["\]}]|\Z)'
 TOO_DEEP = f"nested more than {NESTING_LIMIT} levels deep"
 
 
@@ -664,7 +665,7 @@ def parse_text(text: str) -> Any:
     try:
         return parse_yaml(text)
     except BadInput:
-        if SEEMS_JSON.match(text):
+        if re.match(SEEMS_JSON, text):
             raise BadInput(f"not JSON: {json_error}") from None
         raise
 
@@ -680,13 +681,13 @@ def load_json(text: str) -> Any:
 
 # the API's guide prints a conversation with and without a comma between two messages, and with
 # one before a closing bracket
-GAP = re.compile(r"\s*,?\s*")
-STRING_OR_TRAILING_COMMA = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|,(?=\s*[\]}])', re.DOTALL)
+STRING_OR_TRAILING_COMMA = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?|,(?=\s*[\]}])'
 
 
 def parse_json(text: str) -> Any:
     """Return one JSON value, or a list of several that stand in a row; raise ValueError."""
     decoder = json.JSONDecoder(object_pairs_hook=unique)
+    gap = re.compile(r"\s*,?\s*")
     text = text.strip()
     values = []
     end = 0
@@ -696,10 +697,10 @@ def parse_json(text: str) -> Any:
         except json.JSONDecodeError:
             if text[end] not in "[{" or len(text) > MIB:  # the expression may take 100 times that
                 raise
-            text = STRING_OR_TRAILING_COMMA.sub(lambda m: " " if m[0] == "," else m[0], text)
+            text = re.sub(STRING_OR_TRAILING_COMMA, lambda m: " " if m[0] == "," else m[0], text)
             value, end = decoder.raw_decode(text, end)
         values.append(value)
-        end = GAP.match(text, end).end()  # type: ignore[union-attr]  # it matches anywhere
+        end = gap.match(text, end).end()  # type: ignore[union-attr]  # it matches anywhere
     return values[0] if len(values) == 1 else values
 
 
@@ -908,7 +909,7 @@ class StatusLine:
         now = time.monotonic()
         if self.is_wanted and now >= self.drawn + 1:
             self.drawn, self.is_drawn = now, True
-            line = UNPRINTABLE.sub(" ", f"{self.activity}, {now - self.start:.0f} s")
+            line = re.sub(UNPRINTABLE, " ", f"{self.activity}, {now - self.start:.0f} s")
             width = (os.get_terminal_size(2).columns or 80) - 1
             self.write(b"\r\x1b[K" + line.encode("ascii", "replace")[:width])
 
@@ -925,15 +926,6 @@ class StatusLine:
     def write(self, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.write(2, data)
-
-
-class Answer(NamedTuple):
-    """What the server answers; the blocks of a body that is not whole end in a Failure."""
-
-    status: int
-    reason: str
-    headers: Mapping[str, str]
-    blocks: Iterator[bytes]
 
 
 def mapping_in(value: JSON, name: str) -> JSON:
@@ -983,9 +975,9 @@ def ask(
     for attempt in range(retries + 1):
         reply.request_id = None
         try:
-            answer = fetch(server, body, verify=verify, clock=clock)
-            reply.request_id = answer.headers.get("x-request-id")
-            yield from read_reply(answer, reply, raw=raw, status=status)
+            response, blocks = fetch(server, body, verify=verify, clock=clock)
+            reply.request_id = response.headers.get("x-request-id")
+            yield from read_reply(response, blocks, reply, raw=raw, status=status)
             return
         except Failure as failure:
             suffix = f" (request id {reply.request_id})" if reply.request_id else ""
@@ -1048,8 +1040,13 @@ class Clock:
             return event
 
 
-def fetch(server: Server, body: bytes, *, verify: str | bool, clock: Clock) -> Answer:
-    """Post the body once and return the answer as soon as its headers are there."""
+def fetch(
+    server: Server, body: bytes, *, verify: str | bool, clock: Clock
+) -> tuple[requests.Response, Iterator[bytes]]:
+    """Post the body once; return the response as soon as its headers are there, and its body.
+
+    The blocks of a body that is not whole end in a Failure.
+    """
     import queue
     import ssl
     import threading
@@ -1078,8 +1075,7 @@ def fetch(server: Server, body: bytes, *, verify: str | bool, clock: Clock) -> A
         is_lasting = isinstance(root_of(error), ssl.SSLCertVerificationError)
         repeat_after = 0 if not (gate.locked() or is_lasting) else None
         raise NoAnswer(explain(error), repeat_after=repeat_after) from None
-    blocks = read_blocks(events, clock)
-    return Answer(response.status_code, response.reason or "", response.headers, blocks)
+    return response, read_blocks(events, clock)
 
 
 def wire_errors() -> tuple[type[Exception], ...]:
@@ -1180,7 +1176,7 @@ def check_proxy(url: str) -> None:
         host, _port = parts.hostname or "", parts.port
     except ValueError:
         host = ""
-    if not (address_of(host) or HOST_NAME.fullmatch(host)):
+    if not (address_of(host) or re.fullmatch(HOST_NAME, host)):
         raise BadInput("the URL of the proxy is malformed; look at HTTPS_PROXY and ALL_PROXY")
 
 
@@ -1267,20 +1263,24 @@ def explain(error: BaseException) -> str:
 
 
 BOM = b"\xef\xbb\xbf"
-STREAM = re.compile(rb"data|event|id|retry|:")
 
 
-HALF_OF_A_PAIR = re.compile("[\ud800-\udfff]")
-
-
-def read_reply(answer: Answer, reply: Reply, *, raw: bool, status: StatusLine) -> Iterator[str]:
+def read_reply(
+    response: requests.Response,
+    blocks: Iterator[bytes],
+    reply: Reply,
+    *,
+    raw: bool,
+    status: StatusLine,
+) -> Iterator[str]:
     """Yield the text of the reply, or its body; then raise a Failure if that is not all of it."""
-    if not 200 <= answer.status < 300:
-        raise refusal(answer)
+    if not 200 <= response.status_code < 300:
+        raise refusal(response, blocks)
     seen: list[bytes] = []
     if raw:
-        answer = answer._replace(blocks=keep(answer.blocks, seen))
-    texts = read_texts(answer, reply, status)
+        blocks = keep(blocks, seen)
+    is_stream = "event-stream" in response.headers.get("content-type", "")
+    texts = read_texts(blocks, reply, status, is_stream=is_stream)
     for piece in bodies(texts, seen) if raw else texts:
         if piece:
             status.end()
@@ -1308,16 +1308,17 @@ def bodies(texts: Iterable[str], seen: list[bytes]) -> Iterator[str]:
         raise failure
 
 
-def read_texts(answer: Answer, reply: Reply, status: StatusLine) -> Iterator[str]:
+def read_texts(
+    blocks: Iterator[bytes], reply: Reply, status: StatusLine, *, is_stream: bool
+) -> Iterator[str]:
     """Yield the text of the reply, and "" where an event has none; note what else it says."""
-    head, blocks = peek(answer.blocks)
-    is_stream = "event-stream" in answer.headers.get("content-type", "")
-    if head[:1] in (b"{", b"<") or not (is_stream or STREAM.match(head)):
+    head, blocks = peek(blocks)
+    if head[:1] in (b"{", b"<") or not (is_stream or re.match(rb"data|event|id|retry|:", head)):
         texts = read_completion(b"".join(blocks), reply)
     else:
         texts = read_stream(blocks, reply, status)
     for text in texts:
-        text = HALF_OF_A_PAIR.sub("\ufffd", text)
+        text = re.sub("[\ud800-\udfff]", "\ufffd", text)  # halves of surrogate pairs
         reply.texts.append(text)
         yield text
 
@@ -1458,19 +1459,21 @@ def check_finish(reason: Any, message: JSON, *, is_empty: bool) -> None:
         raise BadReply(f"the reply is empty{f': {why}' if why else ''}")
 
 
-def refusal(answer: Answer) -> Failure:
-    """Return the failure that an answer outside 200 to 299 means, in the API's words."""
-    if 300 <= answer.status < 400:
-        return Refused(f"{answer.status} {answer.reason}: redirects are not followed")
-    text = read_begin(answer.blocks).decode(errors="replace").strip()
+def refusal(response: requests.Response, blocks: Iterator[bytes]) -> Failure:
+    """Return the failure that a response outside 200 to 299 means, in the API's words."""
+    status = response.status_code
+    place = f"{status} {response.reason or ''}".strip()
+    if 300 <= status < 400:
+        return Refused(f"{place}: redirects are not followed")
+    text = read_begin(blocks).decode(errors="replace").strip()
     is_html = re.match(r"<(!doctype|html|head)", text, re.IGNORECASE)
     words = "a page of HTML" if is_html else api_words(text) or "no reason given"
-    message = f"{f'{answer.status} {answer.reason}'.strip()}: {words}"
-    if answer.status == 408:
+    message = f"{place}: {words}"
+    if status == 408:
         return Unavailable(message)
-    if answer.status >= 500 or (answer.status == 429 and not NO_CREDIT.search(words)):
-        is_lasting = answer.status in (525, 526)  # certificates behind the API's own proxy
-        return Unavailable(message, repeat_after=None if is_lasting else retry_after(answer))
+    if status >= 500 or (status == 429 and not re.search(NO_CREDIT, words)):
+        is_lasting = status in (525, 526)  # certificates behind the API's own proxy
+        return Unavailable(message, repeat_after=None if is_lasting else retry_after(response))
     return Refused(message)
 
 
@@ -1483,11 +1486,11 @@ def read_begin(blocks: Iterator[bytes]) -> bytes:
     return body
 
 
-def retry_after(answer: Answer) -> float:
+def retry_after(response: requests.Response) -> float:
     """Return the seconds that Retry-After names, as a number or a date; 0 where it does not."""
     from email.utils import parsedate_to_datetime
 
-    value = answer.headers.get("retry-after", "").strip()
+    value = response.headers.get("retry-after", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", value, re.ASCII):
         return float(value)
     try:
@@ -1497,13 +1500,12 @@ def retry_after(answer: Answer) -> float:
 
 
 # a 429 or an error in a 200 says only in words that it is not about the rate
-NO_CREDIT = re.compile(r"\bcredits?\b|spending limit|insufficient_quota", re.IGNORECASE)
+NO_CREDIT = r"(?i)\bcredits?\b|spending limit|insufficient_quota"
 
 # codes for what repeating does not help: the API's, old and new, and those of its like
-REFUSAL_CODE = re.compile(
-    r"invalid|permission|unauthenticated|authentication|not[ _-]found|content.policy"
-    r"|^4(?!08|29)\d\d$",
-    re.IGNORECASE,
+REFUSAL_CODE = (
+    r"(?i)invalid|permission|unauthenticated|authentication|not[ _-]found|content.policy"
+    r"|^4(?!08|29)\d\d$"
 )
 
 
@@ -1512,7 +1514,7 @@ def error_in_reply(value: JSON) -> Failure:
     inner = value["error"] if isinstance(value["error"], dict) else value
     code = str(inner.get("code") or inner.get("type"))
     words = api_words(value)
-    is_lasting = REFUSAL_CODE.search(code) or NO_CREDIT.search(words)
+    is_lasting = re.search(REFUSAL_CODE, code) or re.search(NO_CREDIT, words)
     return (Refused if is_lasting else Unavailable)(f"error in the reply: {words}")
 
 
@@ -1544,12 +1546,10 @@ def excerpt(body: bytes) -> str:
     return text or "an empty body"
 
 
-FENCED = re.compile(
-    r"""^(?P<indent>[ \t]*)(?P<fence>`{3,}(?![^\n]*`)|~{3,})[^\n]*\n
+FENCED = r"""(?msx)
+    ^(?P<indent>[ \t]*)(?P<fence>`{3,}(?![^\n]*`)|~{3,})[^\n]*\n
     (?P<inside>.*?)
-    (?:^[ \t]*(?P=fence)[`~]*[ \t\r]*$|\Z)""",
-    re.MULTILINE | re.DOTALL | re.VERBOSE,
-)
+    (?:^[ \t]*(?P=fence)[`~]*[ \t\r]*$|\Z)"""
 
 
 def extract_code(text: str) -> str:
@@ -1558,7 +1558,7 @@ def extract_code(text: str) -> str:
     A fence is what CommonMark says, https://spec.commonmark.org/0.31.2/#fenced-code-blocks, but
     may be indented as deep as a list is.
     """
-    match = FENCED.search(text)
+    match = re.search(FENCED, text)
     if not match:
         return text
     return re.sub(f"^{match['indent']}", "", match["inside"], flags=re.MULTILINE)
@@ -1593,8 +1593,8 @@ def write_reply(pieces: Iterable[str]) -> None:
     end = "\n"
     try:
         for piece in pieces:
+            end = piece[-1:]  # first, lest an interrupt comes between
             write_output(piece)
-            end = piece[-1:]
     except Interrupt:
         if not os.isatty(1):  # a pipe may be full for ever
             end = "\n"
@@ -1653,7 +1653,7 @@ def write_bytes(fd: int, data: bytes) -> None:
 
 # what could move the cursor, set the title or reverse the text of a terminal; and bytes of a body
 # that are not UTF-8
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\udc80-\udcff]")
+CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\udc80-\udcff]"
 
 
 def show_controls(text: str) -> str:
@@ -1665,7 +1665,7 @@ def show_controls(text: str) -> str:
             return "\ufffd"
         return f"^{chr(code ^ 64)}" if code < 128 else f"<U+{code:04X}>"
 
-    return CONTROL.sub(show, text)
+    return re.sub(CONTROL, show, text)
 
 
 class Interrupt(BaseException):

@@ -525,10 +525,9 @@ def mutate(body: bytes) -> bytes:
 
 def read_all(blocks: list[bytes]) -> tuple[str, xchat.Failure | None]:
     status = xchat.StatusLine("m", quiet=True)
-    answer = xchat.Answer(200, "OK", {"content-type": "text/event-stream"}, iter(blocks))
     text = ""
     try:
-        for piece in xchat.read_reply(answer, xchat.Reply(), raw=False, status=status):
+        for piece in xchat.read_texts(iter(blocks), xchat.Reply(), status, is_stream=True):
             text += piece
     except xchat.Failure as failure:
         return text, failure
