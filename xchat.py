@@ -252,74 +252,107 @@ def name_of(path: str) -> str:
     return "standard input" if path == "-" else path
 
 
-def read_file(path: str, *, warn: Warn) -> bytearray:
-    """Return what a file holds ("-": standard input)."""
+def read_file(path: str, *, warn: Warn) -> Iterator[bytes]:
+    """Yield what a file holds ("-": standard input)."""
     if path == "-":
-        return read_stdin(hint="waiting for standard input, as '-' says", warn=warn)
-    with open(path, "rb", buffering=0) as file:
-        return read_bytes(file)
+        yield from read_stdin(hint="waiting for standard input, as '-' says", warn=warn)
+    else:
+        with open(path, "rb", buffering=0) as file:
+            yield from read_bytes(file)
 
 
-def read_stdin(*, hint: str, warn: Warn) -> bytearray:
-    """Return standard input, read to its end; closed standard input is empty.
+def read_stdin(*, hint: str, warn: Warn) -> Iterator[bytes]:
+    """Yield standard input, to its end; closed standard input is empty.
 
     hint is what to say when it stays open and silent for HINT_DELAY seconds.
     """
     if sys.stdin is None:
-        return bytearray()
+        return
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         if stdin.isatty():
             warn("reading from the terminal; end with Ctrl-D")
         elif not select.select([stdin], [], [], HINT_DELAY)[0]:
             warn(hint)
-        return read_bytes(stdin)
+        yield from read_bytes(stdin)
 
 
-def read_bytes(file: io.FileIO) -> bytearray:
-    data = bytearray()
+def read_bytes(file: io.FileIO) -> Iterator[bytes]:
+    size = 0
     while (block := file.read(BLOCK)) != b"":
         if block is None:  # the descriptor is non-blocking; whoever shares it may have set that
             select.select([file], [], [])
             continue
-        data += block
-        if len(data) > INPUT_LIMIT:
+        yield block
+        size += len(block)
+        if size > INPUT_LIMIT:
             raise BadInput(f"more than {INPUT_LIMIT // MIB} MiB")
-    return data
 
 
-def decode(data: bytearray) -> str:
-    """Return UTF-8 as text without a leading byte-order mark; refuse anything else."""
-    nul = data.find(0)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        if nul >= 0 and not is_utf16:
-            raise BadInput(f"binary data, not text: not UTF-8 at byte {error.start}") from None
-        charset = "UTF-16" if is_utf16 else "ISO-8859-1"
-        raise BadInput(
-            f"not UTF-8 at byte {error.start}; convert it, as in: iconv -f {charset} -t UTF-8"
-        ) from None
-    if nul >= 0:
-        raise BadInput(f"binary data, not text: NUL at byte {nul}")
-    return text.removeprefix("\ufeff")
+def decode(blocks: Iterable[bytes]) -> Iterator[str]:
+    """Yield UTF-8 as text without a leading byte-order mark; refuse anything else."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    end = 0
+    for block in itertools.chain(blocks, [b""]):
+        end += len(block)
+        nul = block.find(0)
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            start = end - len(error.object) + error.start
+            raise not_text(start, error.object, has_nul=nul >= 0) from None
+        if nul >= 0:
+            raise BadInput(f"binary data, not text: NUL at byte {end - len(block) + nul}")
+        yield text
+
+
+def not_text(start: int, data: bytes, *, has_nul: bool) -> BadInput:
+    """Return the failure that bytes which are not UTF-8 mean, from the byte at start on."""
+    is_utf16 = start == 0 and data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    if has_nul and not is_utf16:
+        return BadInput(f"binary data, not text: not UTF-8 at byte {start}")
+    charset = "UTF-16" if is_utf16 else "ISO-8859-1"
+    return BadInput(f"not UTF-8 at byte {start}; convert it, as in: iconv -f {charset} -t UTF-8")
 
 
 # Reading: the prompt -------------------------------------------------------------------------
 
 
-def read_prompt(words: Sequence[str], *, no_stdin: bool, warn: Warn) -> str:
-    """Return the words, standard input, or both, set off by a blank line."""
-    if no_stdin:
-        return " ".join(words)
-    if words and "-" not in words and not stdin_is_pipe_or_file():
-        return " ".join(words)
-    place = words.index("-") if "-" in words else len(words)
-    with at("standard input"):
+def read_prompt(words: Sequence[str], *, no_stdin: bool, warn: Warn) -> bytearray:
+    """Return the words, standard input, or both, set off by a blank line; empty if all is blank.
+
+    It is what stands between the quotes of a JSON string, in UTF-8: a text and its encoded copy
+    would take twice the memory, and escaping it as a whole takes twice as long as in blocks.
+    """
+    if no_stdin or (words and "-" not in words and not stdin_is_pipe_or_file()):
+        parts: list[Iterable[str]] = [[" ".join(words)]]
+    else:
+        place = words.index("-") if "-" in words else len(words)
         hint = "waiting for standard input; -n does without it"
         stdin = decode(read_stdin(hint=hint, warn=warn))
-    parts = [" ".join(words[:place]), stdin, " ".join(words[place + 1 :])]
-    return "\n\n".join(part for part in parts if part.strip())
+        parts = [[" ".join(words[:place])], stdin, [" ".join(words[place + 1 :])]]
+    prompt = bytearray()
+    with at("standard input"):
+        for part in parts:
+            add_part(prompt, part)
+    return prompt
+
+
+def add_part(prompt: bytearray, texts: Iterable[str]) -> None:
+    """Add to the prompt what is not blank, after a blank line."""
+    escape = json.JSONEncoder(ensure_ascii=False).encode
+    size = len(prompt)
+    prompt += rb"\n\n" if prompt else b""
+    is_blank = True
+    for text in texts:
+        prompt += escape(text).encode()[1:-1]
+        is_blank = is_blank and not text.strip()
+    if is_blank:
+        del prompt[size:]
+
+
+def text_of(prompt: bytearray) -> str:
+    text: str = json.loads(f'"{prompt.decode()}"')
+    return text
 
 
 def stdin_is_pipe_or_file() -> bool:
@@ -333,13 +366,13 @@ def stdin_is_terminal() -> bool:
     return sys.stdin is not None and os.isatty(0)
 
 
-def prompt_messages(prompt: str, urls: Sequence[str]) -> list[JSON]:
-    """Return the user message that the prompt is, with images; none for a blank prompt."""
+def prompt_messages(text: str, urls: Sequence[str]) -> list[JSON]:
+    """Return the user message that the prompt is, with images; none for an empty one."""
     if not urls:
-        return [{"role": "user", "content": prompt}] if prompt.strip() else []
-    text = [{"type": "text", "text": prompt}] if prompt.strip() else []
+        return [{"role": "user", "content": text}] if text else []
+    text_part = [{"type": "text", "text": text}] if text else []
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return [{"role": "user", "content": text + parts}]
+    return [{"role": "user", "content": text_part + parts}]
 
 
 def check_stdin_uses(words: Sequence[str], inputs: Sequence[Any], *, no_stdin: bool) -> None:
@@ -369,7 +402,7 @@ def image_url(image: str, *, warn: Warn) -> str:
             check_value(image)
         return image
     with at(name_of(image)):
-        data = read_file(image, warn=warn)
+        data = b"".join(read_file(image, warn=warn))
         for name, begin in IMAGE_TYPES.items():
             if re.match(begin, data):
                 return (
@@ -407,7 +440,7 @@ def read_params(params: Iterable[str], *, warn: Warn) -> JSON:
                 )
             check_field_name(name)
             is_file = value.startswith("@")
-            fields[name] = read_value(value[1:], warn=warn) if is_file else parse_param(value)
+            fields[name] = read_checked(value[1:], warn=warn) if is_file else parse_param(value)
             check_value(fields[name])
     warn_of_unknown(fields, place="-p", warn=warn)
     return fields
@@ -425,11 +458,9 @@ def parse_param(value: str) -> Any:
 
 def read_schema(path: str, *, warn: Warn) -> JSON:
     """Return the request field for a JSON Schema: https://docs.x.ai/docs/guides/structured-outputs."""
-    schema = read_value(path, warn=warn)
-    with at(name_of(path)):
-        check_value(schema)
-        if not isinstance(schema, dict):
-            raise BadInput(f"expected a JSON Schema, found {show(schema)}")
+    schema = read_checked(path, warn=warn)
+    if not isinstance(schema, dict):
+        raise BadInput(f"{name_of(path)}: expected a JSON Schema, found {show(schema)}")
     return {
         "type": "json_schema",
         "json_schema": {"name": "reply", "schema": schema, "strict": True},
@@ -649,7 +680,15 @@ TOO_DEEP = f"nested more than {NESTING_LIMIT} levels deep"
 def read_value(path: str, *, warn: Warn) -> Any:
     """Return the value that a file holds in JSON or YAML ("-": standard input)."""
     with at(name_of(path)):
-        return parse_text(decode(read_file(path, warn=warn)))
+        return parse_text("".join(decode(read_file(path, warn=warn))))
+
+
+def read_checked(path: str, *, warn: Warn) -> Any:
+    """Return the value that a file holds, if a request can carry it."""
+    value = read_value(path, warn=warn)
+    with at(name_of(path)):
+        check_value(value)
+    return value
 
 
 def parse_text(text: str) -> Any:
@@ -701,6 +740,8 @@ def parse_json(text: str) -> Any:
             value, end = decoder.raw_decode(text, end)
         values.append(value)
         end = gap.match(text, end).end()  # type: ignore[union-attr]  # it matches anywhere
+    if len(values) > 1 and all(isinstance(value, (str, int, float)) for value in values):
+        raise ValueError("several numbers or strings")  # a date, say
     return values[0] if len(values) == 1 else values
 
 
@@ -867,9 +908,7 @@ def default_model() -> str:
 
 def choose_stream(body: JSON, wanted: bool | None, *, is_live: bool) -> None:
     """Ask for a stream or not: as the option says, else a field, else as the output is live."""
-    if wanted is None and "stream" not in body:
-        wanted = is_live
-    if wanted:
+    if wanted or (wanted is None and is_live and "stream" not in body):
         body["stream"] = True
         body.setdefault("stream_options", {"include_usage": True})
     elif wanted is False:
@@ -877,21 +916,34 @@ def choose_stream(body: JSON, wanted: bool | None, *, is_live: bool) -> None:
         body.pop("stream_options", None)
 
 
-def encode_body(body: JSON) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+PROMPT = "\ud800"  # stands for the prompt; no other text has it, as it is no character
 
 
-class Body(io.BytesIO):
+def encode_body(body: JSON, prompt: bytearray) -> bytearray:
+    """Return the body in UTF-8, with the prompt, which becomes a part of it."""
+    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    begin, _, end = text.partition(PROMPT)
+    prompt[:0] = begin.encode()  # in place: another 50 MB of it would be copied
+    prompt += end.encode()
+    return prompt
+
+
+class Body:
     """The bytes to post; the first read tells that the connection stands, TLS included."""
 
-    def __init__(self, data: bytes, on_connected: Callable[[], None]) -> None:
-        super().__init__(data)
-        self.on_connected = on_connected
+    def __init__(self, data: bytearray, on_connected: Callable[[], None]) -> None:
+        self.rest = memoryview(data)
+        self.on_connected: Callable[[], None] | None = on_connected
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        if self.tell() == 0:
+    def __len__(self) -> int:
+        return len(self.rest)
+
+    def read(self, size: int) -> bytes:
+        if self.on_connected:
             self.on_connected()
-        return super().read(size)
+            self.on_connected = None
+        block, self.rest = self.rest[:size], self.rest[size:]
+        return bytes(block)
 
 
 class StatusLine:
@@ -955,7 +1007,7 @@ class Reply:
 
 def ask(
     server: Server,
-    body: bytes,
+    body: bytearray,
     reply: Reply,
     *,
     raw: bool,
@@ -1041,7 +1093,7 @@ class Clock:
 
 
 def fetch(
-    server: Server, body: bytes, *, verify: str | bool, clock: Clock
+    server: Server, body: bytearray, *, verify: str | bool, clock: Clock
 ) -> tuple[requests.Response, Iterator[bytes]]:
     """Post the body once; return the response as soon as its headers are there, and its body.
 
@@ -1087,7 +1139,7 @@ def wire_errors() -> tuple[type[Exception], ...]:
 
 def prepare_exchange(
     server: Server,
-    body: bytes,
+    body: bytearray,
     *,
     verify: str | bool,
     gate: threading.Lock,
@@ -1546,22 +1598,25 @@ def excerpt(body: bytes) -> str:
     return text or "an empty body"
 
 
-FENCED = r"""(?msx)
-    ^(?P<indent>[ \t]*)(?P<fence>`{3,}(?![^\n]*`)|~{3,})[^\n]*\n
-    (?P<inside>.*?)
-    (?:^[ \t]*(?P=fence)[`~]*[ \t\r]*$|\Z)"""
+# begins a block of code; in a list it may be indented, or stand behind the item's bullet
+FENCE = r"(?m)^([ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*)(`{3,}(?!.*`)|~{3,}).*\n"
 
 
 def extract_code(text: str) -> str:
     """Return the inside of the first fenced code block, or all where there is none.
 
-    A fence is what CommonMark says, https://spec.commonmark.org/0.31.2/#fenced-code-blocks, but
-    may be indented as deep as a list is.
+    A fence is what CommonMark says: https://spec.commonmark.org/0.31.2/#fenced-code-blocks.
     """
-    match = re.search(FENCED, text)
-    if not match:
+    begin = re.search(FENCE, text)
+    if not begin:
         return text
-    return re.sub(f"^{match['indent']}", "", match["inside"], flags=re.MULTILINE)
+    indent, fence = len(begin[1]), begin[2]
+    closing = re.compile(rf"(?m)^[ \t]{{,{indent + 3}}}{fence}{fence[0]}*[ \t\r]*$")
+    end = closing.search(text, begin.end())
+    inside = text[begin.end() : end.start() if end else None]
+    if not inside.strip():
+        raise BadReply("the code block is empty")
+    return re.sub(rf"(?m)^[ \t]{{1,{indent}}}", "", inside) if indent else inside
 
 
 def check_json(pieces: Iterable[str], reply: Reply, *, extract: bool) -> Iterator[str]:
@@ -1607,9 +1662,8 @@ def write_reply(pieces: Iterable[str]) -> None:
 def write_output(text: str) -> None:
     """Write all of the text to standard output, or raise BadReply; die when its reader is gone."""
     check_output(None)
-    text = show_controls(text) if os.isatty(1) else text
     try:
-        write_bytes(1, encode_output(text))
+        write_text(1, text)
     except BrokenPipeError:
         die_of(signal.SIGPIPE)
     except OSError as error:
@@ -1618,23 +1672,32 @@ def write_output(text: str) -> None:
 
 def tell_usage(reply: Reply, *, key: str) -> None:
     """Write what the reply took to standard error: one line of JSON."""
+
+    def number(value: Any) -> int | float | None:
+        is_sane = isinstance(value, (int, float)) and abs(value) < 1 << 53
+        return value if is_sane else None
+
     usage = reply.usage
-    ticks = usage.get("cost_in_usd_ticks")  # 10^10 to the dollar
+    ticks = number(usage.get("cost_in_usd_ticks"))  # 10^10 to the dollar
     prompt = mapping_in(usage, "prompt_tokens_details")
     completion = mapping_in(usage, "completion_tokens_details")
     facts = {
-        "model": reply.model,
-        "prompt_tokens": usage.get("prompt_tokens"),
-        "cached_tokens": prompt.get("cached_tokens"),
-        "completion_tokens": usage.get("completion_tokens"),
-        "reasoning_tokens": completion.get("reasoning_tokens"),
-        "total_tokens": usage.get("total_tokens"),
-        "cost_usd": ticks / 1e10 if isinstance(ticks, (int, float)) else None,
+        "model": reply.model if isinstance(reply.model, str) else None,
+        "prompt_tokens": number(usage.get("prompt_tokens")),
+        "cached_tokens": number(prompt.get("cached_tokens")),
+        "completion_tokens": number(usage.get("completion_tokens")),
+        "reasoning_tokens": number(completion.get("reasoning_tokens")),
+        "total_tokens": number(usage.get("total_tokens")),
+        "cost_usd": None if ticks is None else ticks / 1e10,
         "seconds": round(time.monotonic() - reply.start, 3),
         "request_id": reply.request_id,
     }
     known = {name: value for name, value in facts.items() if value is not None}
     write_line(hide(json.dumps(known), key))
+
+
+def write_text(fd: int, text: str) -> None:
+    write_bytes(fd, encode_output(show_controls(text) if os.isatty(fd) else text))
 
 
 def encode_output(text: str) -> bytes:
@@ -1702,29 +1765,19 @@ def die_of(number: int) -> NoReturn:
 # Replying: files -----------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def written(pieces: Iterable[str], path: str | None) -> Iterator[None]:
-    """Write the reply; a file only if all of it came, and all goes well inside."""
-    if path is None:
-        write_reply(pieces)
-        yield
-    else:
-        data = encode_output("".join(pieces))
-        with at(path, BadReply), replacing(path, data, mode=default_mode()):
-            yield
-
-
 def check_output(path: str | None) -> None:
     """Refuse what could not be written, before a reply is paid for; None is standard output."""
     if path is None:
         if sys.stdout is None:
             raise BadReply("standard output: closed")
         return
-    with at(path):
-        if os.path.isdir(path):
+    with at(path or "''"):
+        if os.path.isdir(path) or not os.path.basename(path):
             raise BadInput("is a directory")
-        if os.path.exists(path) and not os.access(path, os.W_OK):
-            raise BadInput("no permission to write it")
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # for a loop of links, and the like
+            if not os.access(path, os.W_OK):
+                raise BadInput("no permission to write it")
         if not is_special(path):
             directory = os.path.dirname(os.path.realpath(path))
             os.stat(directory)
@@ -1738,46 +1791,41 @@ def is_special(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def replacing(path: str, data: bytes, *, mode: int) -> Iterator[None]:
+def replaced(path: str, text: str, *, mode: int) -> Iterator[None]:
     """Write a new file, which takes the place of the old one if all goes well inside.
 
     The new file has the old one's mode and, where possible, its owner; mode is for a file where
     there was none. What can't be replaced is written to.
     """
     if is_special(path):
-        yield
         with open(path, "wb", buffering=0) as file:
-            write_bytes(file.fileno(), data)
+            write_text(file.fileno(), text)
+        yield
         return
     path = os.path.realpath(path)
-    temporary = write_beside(path, data, mode=mode)
+    temporary = os.path.join(os.path.dirname(path), f".xchat-{os.urandom(8).hex()}")
     try:
+        write_beside(path, temporary, encode_output(text), mode=mode)
         yield
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):  # an interrupt may come as it is renamed
+            os.unlink(temporary)
         raise
 
 
-def write_beside(path: str, data: bytes, *, mode: int) -> str:
-    """Write a new file in the directory of another, and like it; return its name."""
-    import tempfile
-
-    fd, temporary = tempfile.mkstemp(prefix=".xchat-", dir=os.path.dirname(path))
-    try:
-        with open(fd, "wb", buffering=0):
-            if os.path.exists(path):
-                old = os.stat(path)
-                mode = stat.S_IMODE(old.st_mode)
-                with contextlib.suppress(PermissionError):
-                    os.fchown(fd, old.st_uid, old.st_gid)
-            os.fchmod(fd, mode)
-            write_bytes(fd, data)
-            os.fsync(fd)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return temporary
+def write_beside(path: str, temporary: str, data: bytes, *, mode: int) -> None:
+    """Write a new file that is like another, if there is one."""
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", 0) as file:
+        fd = file.fileno()
+        if os.path.exists(path):
+            old = os.stat(path)
+            mode = stat.S_IMODE(old.st_mode)
+            with contextlib.suppress(PermissionError):
+                os.fchown(fd, old.st_uid, old.st_gid)
+        os.fchmod(fd, mode)
+        write_bytes(fd, data)
+        os.fsync(fd)
 
 
 def default_mode() -> int:
@@ -1792,16 +1840,20 @@ def is_new(path: str) -> bool:
     return not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path))
 
 
-def append_turn(path: str, turn: list[JSON], *, systems: list[JSON]) -> None:
-    """Add the turn to a conversation file as it is by now, the system messages to a new one."""
+@contextlib.contextmanager
+def appended(path: str, turn: list[JSON], *, systems: list[JSON]) -> Iterator[None]:
+    """Add the turn to a conversation file as it is by now, the system messages to a new one.
+
+    The file is replaced if all goes well inside.
+    """
     target = os.path.realpath(path)
     with at(f"{path}: the turn is not added", BadReply), locked(os.path.dirname(target)):
         if is_new(target):
             text = new_conversation(target, systems + turn)
         else:
-            text = add_messages(decode(read_file(target, warn=say_nothing)), turn)
-        with replacing(target, text.encode(), mode=0o600):
-            pass
+            text = add_messages("".join(decode(read_file(target, warn=say_nothing))), turn)
+        with replaced(target, text, mode=0o600):
+            yield
 
 
 @contextlib.contextmanager
@@ -1886,11 +1938,20 @@ def write_yaml(text: str, turn: list[JSON]) -> Iterator[str]:
     else:
         if end < len(text):
             end -= node.end_mark.column
-        gap = "" if text[:end].endswith("\n") else "\n"
         indent = " " * node.start_mark.column
         lines = re.sub(r"^(?=.)", indent, heading + to_yaml(short(turn)), flags=re.MULTILINE)
-        yield text[:end] + gap + lines + text[end:]
+        for place in dict.fromkeys([before_comments(text, end), end]):
+            gap = "" if text[:place].endswith("\n") else "\n"
+            yield text[:place] + gap + lines + text[place:]
     yield to_yaml(with_messages(parse_yaml(text), short(turn)))
+
+
+def before_comments(text: str, end: int) -> int:
+    """Return the place before the comments that belong to what stands at the end, if anything."""
+    lines = text[:end].splitlines(keepends=True)
+    while text[end:].strip() and re.match(r"#|\s*$", lines[-1]):
+        lines.pop()
+    return len("".join(lines))
 
 
 def with_messages(value: Any, turn: list[JSON]) -> Any:
@@ -2120,11 +2181,13 @@ def xchat(
     prompt = read_prompt(words, no_stdin=no_stdin or "-" in inputs or is_complete, warn=warn)
 
     first = [{"role": "system", "content": text} for text in systems]
-    turn = prompt_messages(prompt, urls)
+    turn = prompt_messages(PROMPT if prompt else "", urls)
     body = build_body(first + messages + turn, fields=fields, options=options)
     is_live = os.isatty(1) and not (output or extract or raw)
     choose_stream(body, stream, is_live=is_live)
-    data = encode_body(body)
+    if append:
+        turn = prompt_messages(text_of(prompt), urls)
+    data = encode_body(body, prompt)
     if server is None:
         write_output(data.decode() + "\n")
         return
@@ -2142,10 +2205,16 @@ def xchat(
         pieces = map(extract_code, pieces)
     with interruptible():
         try:
-            with written(pieces, output):
+            text = "".join(pieces) if output else ""
+            if output is None:
+                write_reply(pieces)
+            with contextlib.ExitStack() as stack:
                 if append:
                     turn.append({"role": "assistant", "content": reply.text})
-                    append_turn(files[0], turn, systems=first)
+                    stack.enter_context(appended(files[0], turn, systems=first))
+                if output:
+                    stack.enter_context(at(output, BadReply))
+                    stack.enter_context(replaced(output, text, mode=default_mode()))
         finally:
             if usage and (reply.model or reply.usage):
                 tell_usage(reply, key=server.key)

@@ -7,13 +7,14 @@ import os
 import random
 import signal
 import stat
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run
+from conftest import TOP, Result, Run
 from server import STREAM_HEAD, Api, completion, reply, stream
 
 import xchat
@@ -24,7 +25,7 @@ JSON_Q, JSON_A = '{"role": "user", "content": "Q"}', '{"role": "assistant", "con
 
 
 def messages_in(path: Path) -> list[xchat.JSON]:
-    value = xchat.parse_text(xchat.decode(bytearray(path.read_bytes())))
+    value = xchat.parse_text("".join(xchat.decode([path.read_bytes()])))
     return xchat.split_conversation(value)[1]
 
 
@@ -68,8 +69,18 @@ def test_a_new_file_is_private_has_the_system_messages_and_the_format_of_its_nam
         ),
         pytest.param(
             "history:\n  - user: a\n  # one\n\nmodel: m  # 2\n",
-            "history:\n  - user: a\n  # one\n\n  - user: Q\n  - assistant: Hello\nmodel: m  # 2\n",
+            "history:\n  - user: a\n  # one\n  - user: Q\n  - assistant: Hello\n\nmodel: m  # 2\n",
             id="comments of a mapping, with a field after the list",
+        ),
+        pytest.param(
+            "history:\n- user: a\n\n# one\nmodel: m\n",
+            "history:\n- user: a\n- user: Q\n- assistant: Hello\n\n# one\nmodel: m\n",
+            id="a comment on the field after the list",
+        ),
+        pytest.param(
+            "history:\n- user: |+\n    a\n\n# one\nmodel: m\n",
+            "history:\n- user: |+\n    a\n\n# one\n- user: Q\n- assistant: Hello\nmodel: m\n",
+            id="a blank line that is a part of the text",
         ),
         pytest.param(
             "- user: a", "- user: a\n- user: Q\n- assistant: Hello\n", id="no final newline"
@@ -191,7 +202,7 @@ def test_3000_odd_texts_are_read_again_as_they_were() -> None:
         texts = ["".join(random.choices(ODD, k=random.randint(1, 6))) for _ in range(2)]
         turn = [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}]
         new = xchat.add_messages(BEGINS[number % len(BEGINS)], turn)
-        value = xchat.parse_text(xchat.decode(bytearray(new.encode())))
+        value = xchat.parse_text("".join(xchat.decode([new.encode()])))
         assert xchat.split_conversation(value)[1][1:] == turn, new
 
 
@@ -404,3 +415,33 @@ def test_a_dry_run_adds_nothing(run: Run, tmp_path: Path) -> None:
     assert (result.err, result.status) == ("", 0)
     assert json.loads(result.out)["messages"] == [{"role": "system", "content": "S"}, Q]
     assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("option", ["-af", "-o"])
+def test_a_signal_as_the_file_is_renamed_is_no_failure(
+    api: Api, run: Run, file: File, tmp_path: Path, option: str
+) -> None:
+    name = file("- user: a\n")
+    api.will(reply(completion()))
+    code = "os.replace = lambda a, b: (rename(a, b), os.kill(os.getpid(), signal.SIGTERM))"
+    script = f"import os, signal, sys, xchat; rename = os.replace; {code}; sys.exit(xchat.main())"
+    run.command = [sys.executable, "-c", script]
+    result = run(option, name, "Q", env={"PYTHONPATH": str(TOP)})
+    assert (result.err, result.status) == ("", -signal.SIGTERM)
+    assert "Hello" in (tmp_path / name).read_text()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_turn_is_not_added_where_the_output_cannot_be_written(
+    api: Api, run: Run, file: File, tmp_path: Path
+) -> None:
+    name = file("- user: a\n")
+    api.will(
+        reply(completion()), [lambda _connection: (tmp_path / "out").mkdir(), *reply(completion())]
+    )
+    message = f"xchat: {name}: the turn is not added: "
+    full = run("-af", name, "-o", "/dev/full", "Q")
+    assert full == Result(b"", f"{message}/dev/full: No space left on device\n", 1)
+    made = run("-af", name, "-o", "out", "Q")
+    assert made == Result(b"", f"{message}out: Is a directory\n", 1)
+    assert (tmp_path / name).read_text() == "- user: a\n"

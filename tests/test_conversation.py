@@ -149,7 +149,7 @@ def test_every_format_and_shape(text: str) -> None:
         with pytest.raises(xchat.BadInput, match="not JSON: "):
             xchat.parse_text(text)
     else:
-        text = xchat.decode(bytearray(text.encode()))
+        text = "".join(xchat.decode([text.encode()]))
         assert xchat.split_conversation(xchat.parse_text(text)) == ({}, [SYSTEM, USER])
 
 
@@ -525,7 +525,9 @@ def test_10000_mutations_are_messages_or_one_clean_line() -> None:
         data = mutate(GOOD[n % len(GOOD)])
         start = time.process_time()
         try:
-            parsed = xchat.split_conversation(xchat.parse_text(xchat.decode(data)))
+            parsed = xchat.split_conversation(
+                xchat.parse_text("".join(xchat.decode([bytes(data)])))
+            )
             json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode()
         except xchat.BadInput as failure:
             failures.append(failure)

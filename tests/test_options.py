@@ -287,6 +287,9 @@ def test_an_image_alone_is_a_prompt(run: Run, file: File) -> None:
         ("```sh\r\nls\r\n```\r\n", "ls\r\n"),
         ("```sh\nnever closed", "never closed\n"),
         ("```one` two\n```\nthree\n```", "three\n"),
+        ("Run:\n\n- ```sh\n  ls\n  ```\n\nThen:\n```\nno\n```\n", "ls\n"),
+        ("1. ```sh\n   make\n     all\n   ```\n2. ```sh\n   no\n   ```\n", "make\n  all\n"),
+        ('```\n"""\n    ```\n    x\n    ```\n"""\n```', '"""\n    ```\n    x\n    ```\n"""\n'),
         ("``\nno\n``", "``\nno\n``\n"),
         ("é\n```\n🌍\u2028\n```", "🌍\u2028\n"),
     ],
@@ -297,6 +300,11 @@ def test_the_inside_of_the_first_fenced_block_is_extracted(
     api.will(reply(completion(text)), [STREAM_HEAD + stream(*text)])
     assert run("-x", "Hi") == Result(code.encode(), "", 0)
     assert run("-x", "--stream", "Hi") == Result(code.encode(), "", 0)
+
+
+def test_an_empty_block_is_no_reply(api: Api, run: Run) -> None:
+    api.will(reply(completion("Do:\n```\n\n```\n")))
+    assert run("-x", "Hi") == Result(b"", "xchat: the code block is empty\n", 1)
 
 
 def test_extracting_from_a_reply_that_is_cut_off(api: Api, run: Run) -> None:

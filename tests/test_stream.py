@@ -286,6 +286,11 @@ def test_the_body_asks_for_a_stream_and_its_usage(api: Api, run: Run) -> None:
         ),
         (["--no-stream"], "stream: true\nstream_options: {include_usage: true}", {}),
         (
+            [],
+            "stream_options: {include_usage: false}",
+            {"stream_options": {"include_usage": False}},
+        ),
+        (
             ["--stream"],
             "stream_options: {include_usage: false}",
             {"stream": True, "stream_options": {"include_usage": False}},
