@@ -131,14 +131,14 @@ def tell(message: str) -> None:
     line = re.sub(UNPRINTABLE, " ", message).strip()
     if len(line) > 1000:  # the end has the request id
         line = f"{line[:800]} ... {line[-100:]}"
-    write_line(f"xchat: {line}")
+    write_error(f"xchat: {line}\n")
 
 
-def write_line(line: str) -> None:
+def write_error(text: str) -> None:
     # not print(): what a full disk leaves in sys.stderr's buffer turns the exit status into 120
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            os.write(2, f"{line}\n".encode(errors="backslashreplace"))
+            os.write(2, text.encode(errors="backslashreplace"))
 
 
 def say_nothing(message: str) -> None:
@@ -149,12 +149,13 @@ def say_nothing(message: str) -> None:
 
 
 class Server(NamedTuple):
-    """Where the request goes. Comes from the environment alone."""
+    """Where the request goes, and how. Comes from the environment alone."""
 
-    base_url: str
+    url: str
     host: str  # with the port, where one is given
-    loopback: bool
     key: str  # empty on a loopback server that needs none
+    proxies: dict[str, str]
+    verify: str | bool  # the trust store: a file, a directory, or True for certifi's
 
 
 def read_server(*, warn: Warn) -> Server:
@@ -167,7 +168,9 @@ def read_server(*, warn: Warn) -> Server:
             "no API key: set XAI_API_KEY, or XAI_API_KEY_FILE to a file that holds it"
             " (keys: https://console.x.ai)"
         )
-    return Server(base_url, host, loopback, key)
+    url = f"{base_url}/chat/completions"
+    verify = trust_store() if url.startswith("https") else True
+    return Server(url, host, key, {} if loopback else read_proxies(url), verify)
 
 
 HOST_NAME = r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?"
@@ -243,6 +246,49 @@ def check_key(key: str) -> None:
         raise BadInput("the key begins with 'Bearer '; leave that off")
     if re.search(r"[^!-~]", key):
         raise BadInput("the key holds a space, a control character or a letter outside ASCII")
+
+
+def read_proxies(url: str) -> dict[str, str]:
+    """Return the proxies, by scheme; what HTTPS_PROXY, ALL_PROXY and NO_PROXY say of the URL."""
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxies = get_environ_proxies(url)
+    if proxy := select_proxy(url, proxies):
+        check_proxy(proxy)
+    return proxies
+
+
+def check_proxy(url: str) -> None:
+    """Refuse a malformed URL of a proxy; the message does not show it, nor a password in it."""
+    from urllib.parse import urlsplit
+
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, _port = parts.hostname or "", parts.port
+    except ValueError:
+        host = ""
+    if not (address_of(host) or re.fullmatch(HOST_NAME, host)):
+        raise BadInput("the URL of the proxy is malformed; look at HTTPS_PROXY and ALL_PROXY")
+
+
+def trust_store() -> str | bool:
+    """Return the file or directory of trusted certificates; True stands for certifi's."""
+    import ssl
+
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+        if path := os.environ.get(name):
+            if name == "SSL_CERT_DIR":  # a list; requests takes one
+                path = next(filter(os.path.isdir, path.split(os.pathsep)), path)
+            if not os.path.exists(path):
+                raise BadInput(f"{name}: {path}: No such file or directory")
+            return path
+    paths = ssl.get_default_verify_paths()
+    with contextlib.suppress(OSError):
+        # certificates are looked up in a directory by the hash in their file's name
+        hashed = re.compile(r"[0-9a-f]{8}\.\d")
+        if paths.capath and any(map(hashed.match, os.listdir(paths.capath))):
+            return paths.capath
+    return paths.cafile or True
 
 
 # Reading: bytes and text ---------------------------------------------------------------------
@@ -395,7 +441,7 @@ IMAGE_TYPES = {
 
 def image_url(image: str, *, warn: Warn) -> str:
     """Return the URL as it is, or a file as a data URL."""
-    import binascii
+    import base64
 
     if re.match(r"https?://|data:", image, re.IGNORECASE):
         with at("-i"):
@@ -405,9 +451,7 @@ def image_url(image: str, *, warn: Warn) -> str:
         data = b"".join(read_file(image, warn=warn))
         for name, begin in IMAGE_TYPES.items():
             if re.match(begin, data):
-                return (
-                    f"data:image/{name};base64,{binascii.b2a_base64(data, newline=False).decode()}"
-                )
+                return f"data:image/{name};base64,{base64.b64encode(data).decode()}"
         raise BadInput("not an image in JPEG, PNG or WebP")
 
 
@@ -751,7 +795,8 @@ def parse_yaml(text: str) -> Any:
 
     # libyaml compares each %TAG with all before it: 64 MiB of them would take hours
     if tag := re.search(r"^%TAG", text, re.MULTILINE):
-        raise BadInput(f"line {line_of(text, tag.start())}: %TAG is not accepted; leave it off")
+        line = text.count("\n", 0, tag.start()) + 1
+        raise BadInput(f"line {line}: %TAG is not accepted; leave it off")
     try:
         return YamlReader(text).read_document()
     except yaml.MarkedYAMLError as error:
@@ -765,10 +810,6 @@ def parse_yaml(text: str) -> Any:
 
 YAML_TAG = "tag:yaml.org,2002:"
 LONG_NUMBER = 1000  # characters; the time for a number like 1:1:1 grows as its square
-
-
-def line_of(text: str, position: int) -> int:
-    return text.count("\n", 0, position) + 1
 
 
 class YamlReader:
@@ -928,24 +969,6 @@ def encode_body(body: JSON, prompt: bytearray) -> bytearray:
     return prompt
 
 
-class Body:
-    """The bytes to post; the first read tells that the connection stands, TLS included."""
-
-    def __init__(self, data: bytearray, on_connected: Callable[[], None]) -> None:
-        self.rest = memoryview(data)
-        self.on_connected: Callable[[], None] | None = on_connected
-
-    def __len__(self) -> int:
-        return len(self.rest)
-
-    def read(self, size: int) -> bytes:
-        if self.on_connected:
-            self.on_connected()
-            self.on_connected = None
-        block, self.rest = self.rest[:size], self.rest[size:]
-        return bytes(block)
-
-
 class StatusLine:
     """Says on a terminal what a run waits for, until there is output; else it says nothing."""
 
@@ -963,21 +986,17 @@ class StatusLine:
             self.drawn, self.is_drawn = now, True
             line = re.sub(UNPRINTABLE, " ", f"{self.activity}, {now - self.start:.0f} s")
             width = (os.get_terminal_size(2).columns or 80) - 1
-            self.write(b"\r\x1b[K" + line.encode("ascii", "replace")[:width])
+            write_error("\r\x1b[K" + line.encode("ascii", "replace").decode()[:width])
 
     def erase(self) -> None:
         if self.is_drawn:
             self.is_drawn = False
-            self.write(b"\r\x1b[K")
+            write_error("\r\x1b[K")
 
     def end(self) -> None:
         """Make place for output."""
         self.erase()
         self.is_wanted = False
-
-    def write(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):
-            os.write(2, data)
 
 
 def mapping_in(value: JSON, name: str) -> JSON:
@@ -1022,12 +1041,11 @@ def ask(
     the text.  timeout is in seconds, from the first look-up of the host to the last byte.  The
     body is posted again, at most retries times, where it cannot have produced a reply.
     """
-    verify = trust_store() if server.base_url.startswith("https") else True
     clock = Clock(timeout, status.tick)
     for attempt in range(retries + 1):
         reply.request_id = None
         try:
-            response, blocks = fetch(server, body, verify=verify, clock=clock)
+            response, blocks = fetch(server, body, clock=clock)
             reply.request_id = response.headers.get("x-request-id")
             yield from read_reply(response, blocks, reply, raw=raw, status=status)
             return
@@ -1073,7 +1091,7 @@ class Clock:
     def seconds_left(self) -> float:
         return max(self.deadline - time.monotonic(), 0)
 
-    def wait_for(self, events: queue.Queue[Any], *, at_most: float = math.inf) -> Any:
+    def wait_for(self, events: queue.SimpleQueue[Any], *, at_most: float = math.inf) -> Any:
         """Return the next event, or raise it if it is an exception; queue.Empty: it is late."""
         import queue
 
@@ -1093,7 +1111,7 @@ class Clock:
 
 
 def fetch(
-    server: Server, body: bytearray, *, verify: str | bool, clock: Clock
+    server: Server, body: bytearray, *, clock: Clock
 ) -> tuple[requests.Response, Iterator[bytes]]:
     """Post the body once; return the response as soon as its headers are there, and its body.
 
@@ -1105,10 +1123,11 @@ def fetch(
 
     from requests.exceptions import InvalidSchema, ProxyError
 
-    events: queue.Queue[Any] = queue.Queue(16)  # a slow reader slows the server down
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     gate = threading.Lock()  # taken by who connects in time, or else by who gives up waiting
-    exchange = prepare_exchange(server, body, verify=verify, gate=gate, on_event=events.put)
-    threading.Thread(target=exchange, daemon=True).start()
+    room = threading.Semaphore(16)  # blocks: a slow reader slows the server down
+    args = (server, Body(body, gate), room, events.put)
+    threading.Thread(target=exchange, args=args, daemon=True).start()
     limit = min(CONNECT_TIMEOUT, clock.timeout)
     try:
         try:
@@ -1116,8 +1135,6 @@ def fetch(
         except queue.Empty:
             if gate.acquire(blocking=False):
                 raise NoAnswer(f"no connection within {limit:g} s", repeat_after=0) from None
-            response = None
-        while response is None:
             response = clock.wait_for(events)
     except queue.Empty:
         raise NoAnswer(clock.late) from None
@@ -1125,9 +1142,9 @@ def fetch(
         raise NoAnswer(f"the proxy failed: {explain(error)}", repeat_after=0) from None
     except wire_errors() as error:
         is_lasting = isinstance(root_of(error), ssl.SSLCertVerificationError)
-        repeat_after = 0 if not (gate.locked() or is_lasting) else None
+        repeat_after = None if gate.locked() or is_lasting else 0
         raise NoAnswer(explain(error), repeat_after=repeat_after) from None
-    return response, read_blocks(events, clock)
+    return response, read_blocks(events, room, clock)
 
 
 def wire_errors() -> tuple[type[Exception], ...]:
@@ -1137,68 +1154,69 @@ def wire_errors() -> tuple[type[Exception], ...]:
     return (OSError, ValueError, HTTPError)
 
 
-def prepare_exchange(
-    server: Server,
-    body: bytearray,
-    *,
-    verify: str | bool,
-    gate: threading.Lock,
-    on_event: Callable[[Any], None],
-) -> Callable[[], None]:
-    """Return the function that does the exchange, for a thread of its own.
+class Body:
+    """The bytes to post; the first read takes the gate, as the connection stands, TLS included."""
 
-    It hands over, one after the other: None as soon as the connection stands, the response, the
-    blocks of its body as they arrive, b"" at its end; or instead of any of them an exception.
-    In a thread, as the deadline holds whatever blocks: a look-up, a header that drips, a block
-    that does not decompress to a single byte.
+    def __init__(self, data: bytearray, gate: threading.Lock) -> None:
+        self.rest = memoryview(data)
+        self.gate: threading.Lock | None = gate
+
+    def __len__(self) -> int:
+        return len(self.rest)
+
+    def read(self, size: int) -> bytes:
+        if self.gate and not self.gate.acquire(blocking=False):
+            raise TimeoutError
+        self.gate = None
+        block, self.rest = self.rest[:size], self.rest[size:]
+        return bytes(block)
+
+
+def exchange(
+    server: Server, body: Body, room: threading.Semaphore, on_event: Callable[[Any], None]
+) -> None:
+    """Post the body, in a thread of its own.
+
+    It hands over, one after the other: the response, the blocks of its body as they arrive, b"" at
+    its end; or instead of any of them an exception. In a thread, as the deadline holds whatever
+    blocks: a look-up, a header that drips, a block that does not decompress to a single byte.
     """
     import requests
-    from requests.utils import get_environ_proxies, select_proxy
 
-    url = f"{server.base_url}/chat/completions"
-    headers = request_headers(server)
-    proxies = {} if server.loopback else get_environ_proxies(url)
-    if proxy := select_proxy(url, proxies):
-        check_proxy(proxy)
-
-    def on_connected() -> None:
-        if not gate.acquire(blocking=False):
-            raise TimeoutError
-        on_event(None)
-
-    def exchange() -> None:
-        try:
-            data = Body(body, on_connected=on_connected)
-            request = requests.Request("POST", url, headers=headers, data=data).prepare()
-            # the adapter, not a session: no netrc, no redirects, no cookies
-            response = make_adapter().send(
-                request,
-                stream=True,
-                timeout=(CONNECT_TIMEOUT / 2, None),  # for each address of the host
-                verify=verify,
-                proxies=proxies,
-            )
-            on_event(response)
-            if "," in response.headers.get("content-encoding", ""):
-                raise ValueError("compressed more than once")  # as a bomb is
-            block = None
-            while block != b"":
-                block = response.raw.read1(BLOCK, decode_content=True)
-                on_event(block)
-        except BaseException as error:  # noqa: BLE001  # the main thread raises it again
-            on_event(error)
-
-    return exchange
+    headers = request_headers(server.key)
+    try:
+        request = requests.Request("POST", server.url, headers=headers, data=body).prepare()
+        # the adapter, not a session: no netrc, no redirects, no cookies
+        response = make_adapter().send(
+            request,
+            stream=True,
+            timeout=(CONNECT_TIMEOUT / 2, None),  # for each address of the host
+            verify=server.verify,
+            proxies=server.proxies,
+        )
+        on_event(response)
+        if "," in response.headers.get("content-encoding", ""):
+            raise ValueError("compressed more than once")  # as a bomb is
+        size = 0
+        while block := response.raw.read1(BLOCK, decode_content=True):
+            room.acquire()
+            on_event(block)
+            size += len(block)
+            if size > REPLY_LIMIT:
+                raise BadReply(f"the reply has more than {REPLY_LIMIT // MIB} MiB")
+        on_event(b"")
+    except BaseException as error:  # noqa: BLE001  # the main thread raises it again
+        on_event(error)
 
 
-def request_headers(server: Server) -> dict[str, str]:
+def request_headers(key: str) -> dict[str, str]:
     headers = {
         "Content-Type": "application/json",
         "Accept": "application/json, text/event-stream",
         "User-Agent": f"xchat/{__version__}",
     }
-    if server.key:
-        headers["Authorization"] = f"Bearer {server.key}"
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
     return headers
 
 
@@ -1219,62 +1237,29 @@ def make_adapter() -> requests.adapters.HTTPAdapter:
     return Adapter()
 
 
-def check_proxy(url: str) -> None:
-    """Refuse a malformed URL of a proxy; the message does not show it, nor a password in it."""
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        host, _port = parts.hostname or "", parts.port
-    except ValueError:
-        host = ""
-    if not (address_of(host) or re.fullmatch(HOST_NAME, host)):
-        raise BadInput("the URL of the proxy is malformed; look at HTTPS_PROXY and ALL_PROXY")
-
-
 def keepalive_options() -> list[tuple[int, int, int]]:
     """Return the socket options that probe a silent connection, lest middleboxes forget it."""
     import socket
 
-    idle = getattr(socket, "TCP_KEEPIDLE", getattr(socket, "TCP_KEEPALIVE", None))  # BSD; macOS
-    options = {idle: KEEPALIVE[0], getattr(socket, "TCP_KEEPINTVL", None): KEEPALIVE[1]}
+    idle, interval = KEEPALIVE
+    seconds = {"TCP_KEEPIDLE": idle, "TCP_KEEPALIVE": idle, "TCP_KEEPINTVL": interval}
+    options = {name: value for name, value in seconds.items() if hasattr(socket, name)}
     return [
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        *[(socket.IPPROTO_TCP, name, value) for name, value in options.items() if name is not None],
+        *[(socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in options.items()],
     ]
 
 
-def trust_store() -> str | bool:
-    """Return the file or directory of trusted certificates; True stands for certifi's."""
-    import ssl
-
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
-        if path := os.environ.get(name):
-            if name == "SSL_CERT_DIR":  # a list; requests takes one
-                path = next(filter(os.path.isdir, path.split(os.pathsep)), path)
-            if not os.path.exists(path):
-                raise BadInput(f"{name}: {path}: No such file or directory")
-            return path
-    paths = ssl.get_default_verify_paths()
-    with contextlib.suppress(OSError):
-        # certificates are looked up in a directory by the hash in their file's name
-        hashed = re.compile(r"[0-9a-f]{8}\.\d")
-        if paths.capath and any(map(hashed.match, os.listdir(paths.capath))):
-            return paths.capath
-    return paths.cafile or True
-
-
-def read_blocks(events: queue.Queue[Any], clock: Clock) -> Iterator[bytes]:
+def read_blocks(
+    events: queue.SimpleQueue[Any], room: threading.Semaphore, clock: Clock
+) -> Iterator[bytes]:
     """Yield the blocks of a body as they arrive, and raise a Failure unless it ends well."""
     import queue
 
-    size = 0
     try:
         while block := clock.wait_for(events):
             yield block
-            size += len(block)
-            if size > REPLY_LIMIT:
-                raise BadReply(f"the reply has more than {REPLY_LIMIT // MIB} MiB")
+            room.release()
     except queue.Empty:
         raise NoAnswer(clock.late) from None
     except wire_errors() as error:
@@ -1458,8 +1443,9 @@ def read_events(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """
     data: list[bytes] = []
     for line in read_lines(blocks):
-        if not line and data:
-            yield b"\n".join(data)
+        if not line:
+            if any(data):
+                yield b"\n".join(data)
             data = []
         name, _, value = line.partition(b":")
         if name == b"data":
@@ -1530,9 +1516,9 @@ def refusal(response: requests.Response, blocks: Iterator[bytes]) -> Failure:
 
 
 def read_begin(blocks: Iterator[bytes]) -> bytes:
-    """Return as much of an error's body as is of use, cut short or not."""
+    """Return as much of an error's body as is of use, cut short or late or not."""
     body = b""
-    with contextlib.suppress(BadReply):
+    with contextlib.suppress(Failure):
         while len(body) < ERROR_LIMIT and (block := next(blocks, b"")):
             body += block
     return body
@@ -1599,7 +1585,7 @@ def excerpt(body: bytes) -> str:
 
 
 # begins a block of code; in a list it may be indented, or stand behind the item's bullet
-FENCE = r"(?m)^([ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*)(`{3,}(?!.*`)|~{3,}).*\n"
+FENCE = r"(?m)^([ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*)(`{3,}(?!`|.*`)|~{3,}(?!~)).*\n"
 
 
 def extract_code(text: str) -> str:
@@ -1673,6 +1659,9 @@ def write_output(text: str) -> None:
 def tell_usage(reply: Reply, *, key: str) -> None:
     """Write what the reply took to standard error: one line of JSON."""
 
+    if not (reply.model or reply.usage):
+        return
+
     def number(value: Any) -> int | float | None:
         is_sane = isinstance(value, (int, float)) and abs(value) < 1 << 53
         return value if is_sane else None
@@ -1693,7 +1682,7 @@ def tell_usage(reply: Reply, *, key: str) -> None:
         "request_id": reply.request_id,
     }
     known = {name: value for name, value in facts.items() if value is not None}
-    write_line(hide(json.dumps(known), key))
+    write_error(hide(json.dumps(known), key) + "\n")
 
 
 def write_text(fd: int, text: str) -> None:
@@ -1729,30 +1718,6 @@ def show_controls(text: str) -> str:
         return f"^{chr(code ^ 64)}" if code < 128 else f"<U+{code:04X}>"
 
     return re.sub(CONTROL, show, text)
-
-
-class Interrupt(BaseException):
-    """A signal that ends the run, once what must not be left behind is cleaned up."""
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Let a signal clean up, on the terminal and among the files, before it ends the run."""
-
-    def interrupt(number: int, _frame: Any) -> NoReturn:
-        signal.signal(number, signal.SIG_DFL)  # the second one does not wait for the cleaning
-        raise Interrupt(number)
-
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-    caught = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
-    try:
-        for number in caught:
-            signal.signal(number, interrupt)
-        yield
-        for number in caught:
-            signal.signal(number, signal.SIG_DFL)
-    except Interrupt as error:
-        die_of(error.args[0])
 
 
 def die_of(number: int) -> NoReturn:
@@ -1805,7 +1770,10 @@ def replaced(path: str, text: str, *, mode: int) -> Iterator[None]:
     path = os.path.realpath(path)
     temporary = os.path.join(os.path.dirname(path), f".xchat-{os.urandom(8).hex()}")
     try:
-        write_beside(path, temporary, encode_output(text), mode=mode)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb", 0) as file:
+            be_like(path, file.fileno())
+            write_bytes(file.fileno(), encode_output(text))
+            os.fsync(file.fileno())
         yield
         os.replace(temporary, path)
     except BaseException:
@@ -1814,25 +1782,13 @@ def replaced(path: str, text: str, *, mode: int) -> Iterator[None]:
         raise
 
 
-def write_beside(path: str, temporary: str, data: bytes, *, mode: int) -> None:
-    """Write a new file that is like another, if there is one."""
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", 0) as file:
-        fd = file.fileno()
-        if os.path.exists(path):
-            old = os.stat(path)
-            mode = stat.S_IMODE(old.st_mode)
-            with contextlib.suppress(PermissionError):
-                os.fchown(fd, old.st_uid, old.st_gid)
-        os.fchmod(fd, mode)
-        write_bytes(fd, data)
-        os.fsync(fd)
-
-
-def default_mode() -> int:
-    """Return the mode of a new file."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return 0o666 & ~umask
+def be_like(path: str, fd: int) -> None:
+    """Give the file the mode and, where possible, the owner of another, if there is one."""
+    if os.path.exists(path):
+        old = os.stat(path)
+        with contextlib.suppress(OSError):
+            os.fchown(fd, old.st_uid, old.st_gid)
+        os.fchmod(fd, stat.S_IMODE(old.st_mode))
 
 
 def is_new(path: str) -> bool:
@@ -2050,15 +2006,11 @@ class Number(click.FloatRange):
         return number
 
 
-def write_version(ctx: click.Context, _param: Any, wanted: bool) -> None:
+def write_about(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
+    """Write the help or the version, and exit."""
     if wanted:
-        write_output(f"xchat {__version__}\n")
-        ctx.exit()
-
-
-def write_help(ctx: click.Context, _param: Any, wanted: bool) -> None:
-    if wanted:
-        write_output(ctx.get_help() + "\n")
+        text = ctx.get_help() if option.name == "help" else f"xchat {__version__}"
+        write_output(text + "\n")
         ctx.exit()
 
 
@@ -2110,9 +2062,9 @@ connection_option = functools.partial(click.option, cls=Option, heading="Connect
 @reply_option("-q", "--quiet", is_flag=True,
               help="Tell nothing but errors.")
 @reply_option("--version", is_flag=True, is_eager=True, expose_value=False,
-              callback=write_version, help="Show the version.")
+              callback=write_about, help="Show the version.")
 @reply_option("-h", "--help", is_flag=True, is_eager=True, expose_value=False,
-              callback=write_help, help="Show this help.")
+              callback=write_about, help="Show this help.")
 @connection_option("--timeout", metavar="SECONDS", type=Number(0, min_open=True),
                    envvar="XCHAT_TIMEOUT", show_envvar=True, default=TIMEOUT, show_default=True,
                    help="Wait this long for the whole answer.")
@@ -2157,11 +2109,13 @@ def xchat(
     output = None if output == "-" else output
     warn = say_nothing if quiet else tell
     check_usage(files=files, append=append, output=output, extract=extract, raw=raw)
-    inputs = [*files, *images, schema, *(param.partition("=@")[2] for param in params)]
+    values = [param.partition("=")[2] for param in params]
+    inputs = [*files, *images, schema, *(value[1:] for value in values if value.startswith("@"))]
     check_stdin_uses(words, inputs, no_stdin=no_stdin)
     server = None if dry_run else read_server(warn=warn)
-    for path in [] if dry_run else [output, *files[:append]]:
-        check_output(path)
+    check_output(output)
+    if append and server:
+        check_output(files[0])
 
     old_files = [path for path in files if not (append and is_new(path))]
     fields, messages = read_conversations(old_files, warn=warn)
@@ -2188,36 +2142,37 @@ def xchat(
     if append:
         turn = prompt_messages(text_of(prompt), urls)
     data = encode_body(body, prompt)
-    if server is None:
-        write_output(data.decode() + "\n")
-        return
-
-    status = StatusLine(str(body["model"]), quiet=quiet)
     reply = Reply()
-    pieces = ask(
-        server, data, reply, raw=raw, timeout=timeout, retries=retries, status=status, warn=warn
-    )
-    if schema:
-        pieces = check_json(pieces, reply, extract=extract)
-    if output or extract or not body.get("stream"):
-        pieces = whole(pieces)
-    if extract:
-        pieces = map(extract_code, pieces)
-    with interruptible():
-        try:
-            text = "".join(pieces) if output else ""
-            if output is None:
-                write_reply(pieces)
-            with contextlib.ExitStack() as stack:
-                if append:
-                    turn.append({"role": "assistant", "content": reply.text})
-                    stack.enter_context(appended(files[0], turn, systems=first))
-                if output:
-                    stack.enter_context(at(output, BadReply))
-                    stack.enter_context(replaced(output, text, mode=default_mode()))
-        finally:
-            if usage and (reply.model or reply.usage):
-                tell_usage(reply, key=server.key)
+    if server is None:
+        pieces = iter([data.decode() + "\n"])
+    else:
+        status = StatusLine(str(body["model"]), quiet=quiet)
+        pieces = ask(
+            server, data, reply, raw=raw, timeout=timeout, retries=retries, status=status, warn=warn
+        )
+        if schema:
+            pieces = check_json(pieces, reply, extract=extract)
+        if output or extract or not body.get("stream"):
+            pieces = whole(pieces)
+        if extract:
+            pieces = map(extract_code, pieces)
+    try:
+        if output is None:
+            write_reply(pieces)
+        with contextlib.ExitStack() as stack:
+            text = "".join(pieces)
+            if append and server:
+                turn.append({"role": "assistant", "content": reply.text})
+                stack.enter_context(appended(files[0], turn, systems=first))
+            if output:
+                stack.enter_context(at(output, BadReply))
+                stack.enter_context(replaced(output, text, mode=0o666))
+    except Interrupt:
+        usage = False
+        raise
+    finally:
+        if usage and server:
+            tell_usage(reply, key=server.key)
 
 
 # Main ----------------------------------------------------------------------------------------
@@ -2225,15 +2180,39 @@ def xchat(
 
 def main() -> int:
     """Run the command and return its exit status; the signals end it as they end any filter."""
-    # Python's own handler prints a traceback; where the parent ignores SIGINT there is none
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        status = xchat.main(prog_name="xchat", standalone_mode=False)
+        with interruptible():
+            status = xchat.main(prog_name="xchat", standalone_mode=False)
     except click.ClickException as error:
         tell(explain_usage(error) if isinstance(error, click.UsageError) else error.message)
         return error.exit_code
     return status or 0
+
+
+class Interrupt(BaseException):
+    """A signal that ends the run, once what must not be left behind is cleaned up."""
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a signal clean up, on the terminal and among the files, before it ends the run."""
+
+    def interrupt(number: int, _frame: Any) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)  # the second one does not wait for the cleaning
+        raise Interrupt(number)
+
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    usual = (signal.SIG_DFL, signal.default_int_handler)  # the parent may ignore it instead
+    caught = [number for number in numbers if signal.getsignal(number) in usual]
+    try:
+        for number in caught:
+            signal.signal(number, interrupt)
+        yield
+    except Interrupt as error:
+        die_of(error.args[0])
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def explain_usage(error: click.UsageError) -> str:

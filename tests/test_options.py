@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from conftest import Result, Run
-from server import STREAM_HEAD, USAGE, Api, chunk, completion, event, reply, stream
+from server import HANG, STREAM_HEAD, USAGE, Api, chunk, completion, event, reply, stream
 
 File = Callable[..., str]
 
@@ -559,12 +559,57 @@ def test_usage_is_told_of_a_reply_that_is_not_whole_but_not_of_none(api: Api, ru
     assert run("-u", "Hi").err.count("\n") == 1
 
 
+def test_usage_of_numbers_that_are_none(api: Api, run: Run) -> None:
+    usage = b'{"prompt_tokens": 1e999, "total_tokens": "7", "cost_in_usd_ticks": 9%0400d}' % 0
+    body = json.dumps({**completion(), "usage": None}).encode()
+    api.will(reply(body.replace(b'"usage": null', b'"usage": ' + usage)))
+    result = run("-u", "Hi")
+    assert (result.out, result.status) == (b"Hello\n", 0)
+    assert facts_of(result.err) == {"model": "grok-4.7", "request_id": "req-7"}
+
+
+def test_a_signal_ends_it_without_a_word_on_usage(api: Api, run: Run) -> None:
+    api.will([STREAM_HEAD + event(chunk("Hel")), HANG])
+    process = run.start("-u", "--stream", "Hi")
+    assert process.stdout.read(3) == b"Hel"
+    process.terminate()
+    assert process.communicate(timeout=20)[1] == b""
+    assert process.returncode == -signal.SIGTERM
+
+
 def test_usage_does_not_show_the_key(api: Api, run: Run) -> None:
     api.key = "xai-secret-key"
     api.will(reply({**completion(), "model": "m xai-secret-key"}))
     result = run("-u", "Hi", env={"XAI_API_KEY": api.key})
     assert "secret" not in result.err
     assert facts_of(result.err)["model"] == "m [the key]"
+
+
+def test_a_word_that_looks_like_a_file_is_none(run: Run) -> None:
+    result = run("--dry-run", "-p", "user=a=@-", stdin=b"Hi")
+    assert body_of(result)["messages"] == [{"role": "user", "content": "Hi"}]
+    assert body_of(result)["user"] == "a=@-"
+
+
+def test_a_date_is_no_row_of_numbers(run: Run, file: File) -> None:
+    result = run("--dry-run", "-p", f"user=@{file('2024-01-01')}", "Hi")
+    assert result == Result(
+        b"", "xchat: -p user: c: YAML reads 2024-01-01 as a date; quote it\n", 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "'': is a directory"),
+        ("none/", "none/: is a directory"),
+        ("loop", "loop: Too many levels of symbolic links"),
+    ],
+)
+def test_what_cannot_be_a_file_is_refused(run: Run, path: str, message: str) -> None:
+    (run.home / "loop").symlink_to("loop")
+    env = {"XCHAT_BASE_URL": "http://127.0.0.1:9/v1"}
+    assert run("-o", path, "Hi", env=env) == Result(b"", f"xchat: {message}\n", 2)
 
 
 # Together ------------------------------------------------------------------------------------
@@ -588,11 +633,12 @@ def test_a_dry_run_writes_what_is_posted_for_every_option(
     assert dry == Result(api.requests[0].body + b"\n", "", 0)
     again = run("--dry-run", "-f", file(dry.out, "r.json"))
     assert again == dry
-    outputs = ["-x", "-u", "-o", "out", "-af", "new"]
     if "-f" not in args:
-        assert run("--dry-run", *args, *outputs, "Q", "-", stdin=b"more") == dry
+        assert run("--dry-run", *args, "-x", "-u", "-af", "new", "Q", "-", stdin=b"more") == dry
         assert not (run.home / "new").exists()
-    assert not (run.home / "out").exists()
+    in_file = run("--dry-run", *args, "-o", "out", "Q", "-", stdin=b"more")
+    assert in_file == Result(b"", "", 0)
+    assert (run.home / "out").read_bytes() == dry.out
 
 
 # to a pipe and to a terminal
@@ -652,6 +698,15 @@ def read_terminal(fd: int) -> bytes:
         pass
     os.close(fd)
     return out.replace(b"\r\n", b"\n")
+
+
+def test_a_terminal_that_is_named_is_shown_the_controls_too(api: Api, run: Run) -> None:
+    api.will(reply(completion("\x1b]0;t\x07")))
+    here, there = pty.openpty()
+    process = run.start("-o", os.ttyname(there), "Hi")
+    assert process.wait(20) == 0
+    os.close(there)
+    assert read_terminal(here) == b"^[]0;t^G\n"
 
 
 def test_a_terminal_is_shown_the_controls_of_a_body(api: Api, run: Run) -> None:

@@ -234,7 +234,6 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"
         [b"HTTP/1.1 200 OK\r\n", *[b"X", 0.05] * 200],
         [HEAD, *[b" ", 0.05] * 200],
         [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"0", 0.05] * 200],
-        [b"HTTP/1.1 503 No\r\n\r\n", *[b" ", 0.05] * 200],
     ],
 )
 def test_the_deadline_is_for_the_whole_answer(api: Api, run: Run, steps: list[Any]) -> None:
@@ -244,6 +243,14 @@ def test_the_deadline_is_for_the_whole_answer(api: Api, run: Run, steps: list[An
     assert 2 < time.monotonic() - start < 8
     message = f"xchat: {api.host}: no answer within 2 s; --timeout gives it more\n"
     assert result == Result(b"", message, 3)
+
+
+def test_an_error_whose_body_drips_past_the_deadline_keeps_its_status(api: Api, run: Run) -> None:
+    drips: list[Any] = [b"wrong key ", 0.05] * 200
+    api.will([b"HTTP/1.1 401 No\r\n\r\n", *drips])
+    result = run("--timeout", "1", "Hi")
+    assert result.status == 4
+    assert result.err.startswith(f"xchat: {api.host}: 401 No: wrong key wrong key")
 
 
 def test_the_deadline_may_come_from_the_environment(api: Api, run: Run) -> None:

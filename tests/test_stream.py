@@ -479,6 +479,11 @@ def test_the_connection_is_closed_when_the_reader_goes(api: Api, run: Run) -> No
     assert gone.wait(20)
 
 
+def test_an_event_without_data_is_none(api: Api, run: Run) -> None:
+    api.will([STREAM_HEAD + b"data:\n\ndata: \n\n" + stream("Hello")])
+    assert run("--stream", "Hi") == Result(b"Hello\n", "", 0)
+
+
 def test_a_slow_reader_does_not_fill_the_memory(api: Api, run: Run) -> None:
     """A server that floods: what is not read yet stays with the server."""
     flood = b"".join(event(chunk("x" * 1000)) for _ in range(1000))
