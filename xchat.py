@@ -40,6 +40,7 @@ import click
 if TYPE_CHECKING:
     import ipaddress
     import queue
+    import socket
     import threading
 
     import requests
@@ -973,30 +974,36 @@ class StatusLine:
     """Says on a terminal what a run waits for, until there is output; else it says nothing."""
 
     def __init__(self, model: str, *, quiet: bool) -> None:
+        import threading
+
         is_dumb = os.environ.get("TERM", "dumb") == "dumb"
         self.is_wanted = not (quiet or is_dumb or sys.stderr is None) and os.isatty(2)
-        self.is_drawn = False
+        self.is_waiting = self.is_drawn = False
         self.activity = f"waiting for {model}"
         self.start = self.drawn = time.monotonic()
+        self.lock = threading.Lock()  # a thread draws it, the main one erases it
+
+    def begin(self) -> None:
+        self.is_waiting = self.is_wanted
 
     def tick(self) -> None:
         """Draw the line if it was not for a second."""
         now = time.monotonic()
-        if self.is_wanted and now >= self.drawn + 1:
-            self.drawn, self.is_drawn = now, True
-            line = re.sub(UNPRINTABLE, " ", f"{self.activity}, {now - self.start:.0f} s")
-            width = (os.get_terminal_size(2).columns or 80) - 1
-            write_error("\r\x1b[K" + line.encode("ascii", "replace").decode()[:width])
-
-    def erase(self) -> None:
-        if self.is_drawn:
-            self.is_drawn = False
-            write_error("\r\x1b[K")
+        with self.lock:
+            if self.is_waiting and now >= self.drawn + 1:
+                self.drawn, self.is_drawn = now, True
+                line = re.sub(UNPRINTABLE, " ", f"{self.activity}, {now - self.start:.0f} s")
+                width = (os.get_terminal_size(2).columns or 80) - 1
+                write_error("\r\x1b[K" + line.encode("ascii", "replace").decode()[:width])
 
     def end(self) -> None:
         """Make place for output."""
-        self.erase()
-        self.is_wanted = False
+        if self.is_waiting:
+            with self.lock:
+                self.is_waiting = False
+                if self.is_drawn:
+                    self.is_drawn = False
+                    write_error("\r\x1b[K")
 
 
 def mapping_in(value: JSON, name: str) -> JSON:
@@ -1044,9 +1051,11 @@ def ask(
     clock = Clock(timeout, status.tick)
     for attempt in range(retries + 1):
         reply.request_id = None
+        status.begin()
         try:
-            response, blocks = fetch(server, body, clock=clock)
+            response = fetch(server, body, clock=clock)
             reply.request_id = response.headers.get("x-request-id")
+            blocks = read_blocks(response, clock)
             yield from read_reply(response, blocks, reply, raw=raw, status=status)
             return
         except Failure as failure:
@@ -1056,7 +1065,7 @@ def ask(
             if attempt == retries or wait is None or wait > clock.seconds_left():
                 raise type(failure)(message) from None
         finally:
-            status.erase()
+            status.end()
         warn(f"{message}; trying again in {wait:.1f} s")
         time.sleep(wait)
 
@@ -1080,16 +1089,19 @@ def hide(text: str, key: str) -> str:
 
 
 class Clock:
-    """Waits until the deadline; on_tick is called at least once a second meanwhile."""
+    """Waits until the deadline; on_tick is called about once a second meanwhile."""
 
     def __init__(self, timeout: float, on_tick: Callable[[], None]) -> None:
         self.timeout = timeout
-        self.late = f"no answer within {timeout:g} s; --timeout gives it more"
         self.deadline = time.monotonic() + timeout
         self.on_tick = on_tick
+        self.is_late = False
 
     def seconds_left(self) -> float:
         return max(self.deadline - time.monotonic(), 0)
+
+    def late(self) -> NoAnswer:
+        return NoAnswer(f"no answer within {self.timeout:g} s; --timeout gives it more")
 
     def wait_for(self, events: queue.SimpleQueue[Any], *, at_most: float = math.inf) -> Any:
         """Return the next event, or raise it if it is an exception; queue.Empty: it is late."""
@@ -1109,14 +1121,18 @@ class Clock:
                 raise event
             return event
 
+    def watch(self, connection: socket.socket) -> None:
+        """Shut the connection down at the deadline, which ends whatever waits for it."""
+        while left := self.seconds_left():
+            time.sleep(min(left, 1))
+            self.on_tick()
+        self.is_late = True
+        with contextlib.suppress(OSError):
+            connection.shutdown(2)
 
-def fetch(
-    server: Server, body: bytearray, *, clock: Clock
-) -> tuple[requests.Response, Iterator[bytes]]:
-    """Post the body once; return the response as soon as its headers are there, and its body.
 
-    The blocks of a body that is not whole end in a Failure.
-    """
+def fetch(server: Server, body: bytearray, *, clock: Clock) -> requests.Response:
+    """Post the body once and return the response as soon as its headers are there."""
     import queue
     import ssl
     import threading
@@ -1125,8 +1141,7 @@ def fetch(
 
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     gate = threading.Lock()  # taken by who connects in time, or else by who gives up waiting
-    room = threading.Semaphore(16)  # blocks: a slow reader slows the server down
-    args = (server, Body(body, gate), room, events.put)
+    args = (server, Body(body, gate), clock, events.put)
     threading.Thread(target=exchange, args=args, daemon=True).start()
     limit = min(CONNECT_TIMEOUT, clock.timeout)
     try:
@@ -1137,14 +1152,14 @@ def fetch(
                 raise NoAnswer(f"no connection within {limit:g} s", repeat_after=0) from None
             response = clock.wait_for(events)
     except queue.Empty:
-        raise NoAnswer(clock.late) from None
+        raise clock.late() from None
     except (ProxyError, InvalidSchema) as error:
         raise NoAnswer(f"the proxy failed: {explain(error)}", repeat_after=0) from None
     except wire_errors() as error:
         is_lasting = isinstance(root_of(error), ssl.SSLCertVerificationError)
         repeat_after = None if gate.locked() or is_lasting else 0
         raise NoAnswer(explain(error), repeat_after=repeat_after) from None
-    return response, read_blocks(events, room, clock)
+    return response  # type: ignore[no-any-return]
 
 
 def wire_errors() -> tuple[type[Exception], ...]:
@@ -1172,15 +1187,14 @@ class Body:
         return bytes(block)
 
 
-def exchange(
-    server: Server, body: Body, room: threading.Semaphore, on_event: Callable[[Any], None]
-) -> None:
-    """Post the body, in a thread of its own.
+def exchange(server: Server, body: Body, clock: Clock, on_event: Callable[[Any], None]) -> None:
+    """Post the body, hand over the response or an exception, and watch the clock.
 
-    It hands over, one after the other: the response, the blocks of its body as they arrive, b"" at
-    its end; or instead of any of them an exception. In a thread, as the deadline holds whatever
-    blocks: a look-up, a header that drips, a block that does not decompress to a single byte.
+    In a thread, as the deadline holds whatever blocks: a look-up, a header that drips, a block
+    that does not decompress to a single byte.
     """
+    import socket
+
     import requests
 
     headers = request_headers(server.key)
@@ -1194,19 +1208,15 @@ def exchange(
             verify=server.verify,
             proxies=server.proxies,
         )
+        connection = None
+        with contextlib.suppress(OSError, ValueError):  # it has no body, and is closed
+            connection = socket.socket(fileno=os.dup(response.raw.fileno()))
         on_event(response)
-        if "," in response.headers.get("content-encoding", ""):
-            raise ValueError("compressed more than once")  # as a bomb is
-        size = 0
-        while block := response.raw.read1(BLOCK, decode_content=True):
-            room.acquire()
-            on_event(block)
-            size += len(block)
-            if size > REPLY_LIMIT:
-                raise BadReply(f"the reply has more than {REPLY_LIMIT // MIB} MiB")
-        on_event(b"")
     except BaseException as error:  # noqa: BLE001  # the main thread raises it again
         on_event(error)
+    else:
+        if connection:
+            clock.watch(connection)
 
 
 def request_headers(key: str) -> dict[str, str]:
@@ -1250,20 +1260,22 @@ def keepalive_options() -> list[tuple[int, int, int]]:
     ]
 
 
-def read_blocks(
-    events: queue.SimpleQueue[Any], room: threading.Semaphore, clock: Clock
-) -> Iterator[bytes]:
+def read_blocks(response: requests.Response, clock: Clock) -> Iterator[bytes]:
     """Yield the blocks of a body as they arrive, and raise a Failure unless it ends well."""
-    import queue
-
+    size = 0
     try:
-        while block := clock.wait_for(events):
+        if "," in response.headers.get("content-encoding", ""):
+            raise ValueError("compressed more than once")  # as a bomb is
+        while block := response.raw.read1(BLOCK, decode_content=True):
             yield block
-            room.release()
-    except queue.Empty:
-        raise NoAnswer(clock.late) from None
+            size += len(block)
+            if size > REPLY_LIMIT:
+                raise BadReply(f"the reply has more than {REPLY_LIMIT // MIB} MiB")
     except wire_errors() as error:
-        raise BadReply(f"the reply is cut short: {explain(error)}") from None
+        if not clock.is_late:
+            raise BadReply(f"the reply is cut short: {explain(error)}") from None
+    if clock.is_late:
+        raise clock.late()
 
 
 def root_of(error: BaseException) -> BaseException:
@@ -1355,9 +1367,17 @@ def read_texts(
     else:
         texts = read_stream(blocks, reply, status)
     for text in texts:
-        text = re.sub("[\ud800-\udfff]", "\ufffd", text)  # halves of surrogate pairs
+        text = without_surrogates(text)
         reply.texts.append(text)
         yield text
+
+
+def without_surrogates(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return re.sub("[\ud800-\udfff]", "\ufffd", text)
+    return text
 
 
 def peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
@@ -1395,86 +1415,102 @@ def read_stream(blocks: Iterator[bytes], reply: Reply, status: StatusLine) -> It
     The events are ChatResponseChunks: https://docs.x.ai/docs/guides/streaming-response. With a
     finish reason the text is whole; whatever goes wrong after it does not matter.
     """
-    finish_reason = None
     message: JSON = {}
     is_done, is_empty = False, True
+    failure = None
     try:
-        for data in read_events(blocks):
-            is_done = data == b"[DONE]"
-            if is_done:
+        for events in read_events(blocks):
+            texts = []
+            try:
+                for data in events:
+                    is_done = is_done or data == b"[DONE]"
+                    if not is_done:
+                        chunk = parse_reply(data)
+                        reply.note(chunk)
+                        texts.append(add_chunk(message, chunk, status))
+            except Failure as error:
+                failure = error
+            text = "".join(texts)
+            is_empty = is_empty and not text
+            yield text
+            if is_done or failure:
                 break
-            chunk = parse_reply(data)
-            reply.note(chunk)
-            for choice in choices_of(chunk):
-                finish_reason = choice.get("finish_reason") or finish_reason
-                delta = choice.get("delta")
-                if not isinstance(delta, dict):
-                    continue
-                if isinstance(delta.get("refusal"), str):
-                    message["refusal"] = message.get("refusal", "") + delta["refusal"]
-                if delta.get("tool_calls"):
-                    message["tool_calls"] = delta["tool_calls"]
-                if delta.get("reasoning_content"):
-                    status.activity = "thinking"
-                if isinstance(delta.get("content"), str) and delta["content"]:
-                    is_empty = False
-                    yield delta["content"]
-            yield ""
-            status.tick()
-    except Failure:
-        if not finish_reason:
-            raise
+    except Failure as error:
+        failure = error
+    finish_reason = message.get("finish_reason")
+    if failure and not finish_reason:
+        raise failure
     if not (is_done or finish_reason):
         raise BadReply("the reply is cut short: the stream ended without a finish reason")
     check_finish(finish_reason, message, is_empty=is_empty)
 
 
-def choices_of(chunk: JSON) -> list[JSON]:
-    """Return what a chunk has of the first choice: one item, or none."""
+def add_chunk(message: JSON, chunk: JSON, status: StatusLine) -> str:
+    """Return the text that a chunk has of the first choice; note in the message what else."""
+    text = ""
     choices = chunk.get("choices")
-    items = choices if isinstance(choices, list) else []
-    return [item for item in items if isinstance(item, dict) and not item.get("index")]
+    for choice in choices if isinstance(choices, list) else []:
+        if not isinstance(choice, dict) or choice.get("index"):
+            continue
+        message["finish_reason"] = choice.get("finish_reason") or message.get("finish_reason")
+        delta = mapping_in(choice, "delta")
+        content = delta.get("content")
+        text += content if isinstance(content, str) else ""
+        if isinstance(delta.get("refusal"), str):
+            message["refusal"] = message.get("refusal", "") + delta["refusal"]
+        if delta.get("tool_calls"):
+            message["tool_calls"] = delta["tool_calls"]
+        if delta.get("reasoning_content"):
+            status.activity = "thinking"
+    return text
 
 
-def read_events(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the data of server-sent events: https://html.spec.whatwg.org/#server-sent-events.
+def read_events(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield the data of the server-sent events that end in each block.
 
-    Unlike there, a final [DONE] needs no blank line after it.
+    By https://html.spec.whatwg.org/#server-sent-events; but a final [DONE] needs no blank line.
     """
     data: list[bytes] = []
-    for line in read_lines(blocks):
-        if not line:
-            if any(data):
-                yield b"\n".join(data)
-            data = []
-        name, _, value = line.partition(b":")
-        if name == b"data":
-            data.append(value.removeprefix(b" "))
+    for lines in read_lines(blocks):
+        events = []
+        for line in lines:
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))
+            elif not line:
+                if any(data):
+                    events.append(b"\n".join(data))
+                data = []
+        yield events
     if data == [b"[DONE]"]:
-        yield data[0]
+        yield data
 
 
-def read_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield lines that end in LF, CRLF or CR, each as soon as its end is there."""
+def read_lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield the lines that end in each block, with LF, CRLF or CR, and at last what is left."""
     begin: list[bytes] = []
     is_first, after_cr = True, False
     for block in blocks:
         if after_cr:
             block = block.removeprefix(b"\n")
         after_cr = block.endswith(b"\r")
-        *ends, rest = re.split(rb"\r\n|\n|\r", block)
-        for end in ends:
-            line = b"".join([*begin, end])
-            yield line.removeprefix(BOM) if is_first else line
-            begin, is_first = [], False
-        begin.append(rest)
-    yield b"".join(begin)
+        lines = block.splitlines()
+        rest = [] if block.endswith((b"\n", b"\r")) else lines[-1:]
+        ended = lines[: len(lines) - len(rest)]
+        if ended:
+            ended[0] = b"".join([*begin, ended[0]])
+            begin = []
+            if is_first:
+                ended[0] = ended[0].removeprefix(BOM)
+                is_first = False
+        begin += rest
+        yield ended
+    yield [b"".join(begin)]
 
 
 def parse_reply(body: bytes) -> JSON:
     """Return a completion or a chunk of one as JSON; an error object raises what it means."""
     try:
-        value = json.loads(body.decode("utf-8-sig", errors="replace"))
+        value = json.loads(body.removeprefix(BOM).decode(errors="replace"))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
