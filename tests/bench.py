@@ -1,13 +1,13 @@
 """Measure whole processes: xchat beside what else does the same, in one table.
 
-    python tests/bench.py DIRECTORY [CASE]...
-
-DIRECTORY is a virtual environment with xchat; its Python runs the rivals, too. A server on loopback
-answers at once. The runs of a case are interleaved, and the figures are medians.
+A server on loopback answers at once. The Python of the virtual environment runs the rivals, too;
+curl, jq, openssl and, where they are, valgrind and llm are those on PATH. The runs of a case are
+interleaved, and the figures are medians.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -476,7 +476,7 @@ def write_case(title: str, rows: dict[str, Row]) -> None:
             " " * int(form[0]) if cell is None else format(cell, form)
             for cell, form in zip(cells, forms, strict=True)
         )
-        print(f"{title:26}{name:9}{line}".rstrip(), flush=True)
+        print(f"{title:28}{name:9}{line}".rstrip(), flush=True)
         title = ""
 
 
@@ -530,8 +530,12 @@ def write_targets(table: Table) -> None:
 def main() -> int:
     if sys.argv[1] == "--serve":
         prepare_and_serve(Path(sys.argv[2]))
-    python = str(Path(sys.argv[1]).absolute() / "bin" / "python")
-    wanted = sys.argv[2:]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--once", action="store_true", help="one run each, and nothing counted")
+    parser.add_argument("directory", type=Path, help="a virtual environment with xchat")
+    parser.add_argument("cases", metavar="CASE", nargs="*", help="a part of the title of a case")
+    args = parser.parse_args()
+    python = str(args.directory.absolute() / "bin" / "python")
     table: Table = {}
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -541,11 +545,12 @@ def main() -> int:
         assert server.stdout
         ports = json.loads(server.stdout.readline())
         bench = Bench(directory, server)
-        print(f"{'':26}{'':9}{' '.join(f'{column:>8}' for column in COLUMNS)}")
+        print(f"{'':28}{'':9}{' '.join(f'{column:>8}' for column in COLUMNS)}")
         for case in make_cases(python, directory):
-            if not wanted or any(word in case.title for word in wanted):
+            if not args.cases or any(part in case.title for part in args.cases):
                 place = f"{'https' if case.tls else 'http'}://127.0.0.1:{ports[case.tls]}"
                 base_url = f"{place}/{case.answer}" if case.answer else ""
+                case = case._replace(runs=1, counted=False) if args.once else case
                 table[case.title] = measure(case, bench, base_url)
                 write_case(case.title, table[case.title])
     write_targets(table)

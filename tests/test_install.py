@@ -20,6 +20,8 @@ import xchat
 
 INSTALLED = [
     "bin/xchat",
+    f"lib/xchat/__pycache__/xchat.{sys.implementation.cache_tag}.pyc",
+    "lib/xchat/xchat.py",
     "share/bash-completion/completions/xchat",
     "share/fish/vendor_completions.d/xchat.fish",
     "share/man/man1/xchat.1",
@@ -123,11 +125,13 @@ def test_make_install_puts_every_file_where_it_is_found(installed: Path) -> None
 
 def test_the_installed_command_is_the_module(installed: Path, tmp_path: Path) -> None:
     command = installed / "bin" / "xchat"
-    first, _, rest = command.read_text().partition("\n")
-    assert first == f"#!{sys.executable}"
-    assert rest == (TOP / "xchat.py").read_text().partition("\n")[2]
+    assert command.read_text().startswith(f"#!{sys.executable}\n")
+    module = installed / "lib" / "xchat" / "xchat.py"
+    assert module.read_text() == (TOP / "xchat.py").read_text()
     out = call(command, "--version", cwd=tmp_path, PATH="/nowhere")
     assert out == f"xchat {xchat.__version__}\n"
+    module.write_text("1/0\n")  # what runs is the compiled module
+    assert call(command, "--version") == out
 
 
 SHELLS = {
