@@ -6,12 +6,12 @@ The data passes the sections below in their order:
     reading     environment -> server URL and key; files -> request fields and messages;
                 arguments and standard input -> prompt
     asking      all of these -> one JSON body -> one POST
-    replying    response bytes -> text -> standard output
+    replying    response bytes -> text -> standard output, or a file
     command     the options, and the order of the steps
     main        the signals, and from failure to exit status
 
-Bytes become text in decode() and parse_reply(), text becomes bytes in encode_body() and
-write_output(); only what goes into error messages is decoded elsewhere.  Messages are the API's
+Bytes become text in decode() and parse_reply(), text becomes bytes in add_part(), encode_body() and
+encode_output(); only what goes into error messages is decoded elsewhere.  Messages are the API's
 own JSON mappings all the way, checked once by check_message().  Whatever is expected to go wrong
 is a Failure, whose class carries the exit status; anything else that is raised is a bug.
 """
@@ -425,10 +425,6 @@ def stdin_is_pipe_or_file() -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def stdin_is_terminal() -> bool:
-    return sys.stdin is not None and os.isatty(0)
-
-
 def prompt_messages(text: str, urls: Sequence[str]) -> list[JSON]:
     """Return the user message that the prompt is, with images; none for an empty one."""
     if not urls:
@@ -436,17 +432,6 @@ def prompt_messages(text: str, urls: Sequence[str]) -> list[JSON]:
     text_part = [{"type": "text", "text": text}] if text else []
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return [{"role": "user", "content": text_part + parts}]
-
-
-def check_stdin_uses(words: Sequence[str], inputs: Sequence[Any], *, no_stdin: bool) -> None:
-    """Refuse to read standard input twice, or both to read it and not to."""
-    uses = inputs.count("-")
-    if uses and no_stdin:
-        raise BadInput("'-' reads standard input and -n forbids it; drop one")
-    if not no_stdin:
-        uses += words.count("-")
-    if uses > 1:
-        raise BadInput("'-' is given more than once, but standard input can be read only once")
 
 
 IMAGE_TYPES = {
@@ -637,7 +622,7 @@ def check_content(content: Any) -> None:
         for number, part in enumerate(content, start=1):
             with at(f"part {number}"):
                 check_part(part)
-    elif not isinstance(content, str):
+    else:
         check_text(content)
 
 
@@ -1022,31 +1007,6 @@ class StatusLine:
                     write_error("\r\x1b[K")
 
 
-def mapping_in(value: JSON, name: str) -> JSON:
-    item = value.get(name)
-    return item if isinstance(item, dict) else {}
-
-
-class Reply:
-    """What is known of the reply so far."""
-
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-        self.request_id: str | None = None
-        self.texts: list[str] = []  # the pieces of the first choice's
-        self.model: Any = None
-        self.usage: JSON = {}
-
-    @property
-    def text(self) -> str:
-        return "".join(self.texts)
-
-    def note(self, value: JSON) -> None:
-        """Note what a completion or a chunk of one says beside the text; the last word counts."""
-        self.model = value.get("model") or self.model
-        self.usage = mapping_in(value, "usage") or self.usage
-
-
 def ask(
     server: Server,
     body: bytearray,
@@ -1139,12 +1099,14 @@ class Clock:
 
     def watch(self, connection: socket.socket) -> None:
         """Shut the connection down at the deadline, which ends whatever waits for it."""
+        import socket
+
         while left := self.seconds_left():
             time.sleep(min(left, 1))
             self.on_tick()
         self.is_late = True
         with contextlib.suppress(OSError):
-            connection.shutdown(2)
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def fetch(server: Server, body: bytearray, *, clock: Clock) -> requests.Response:
@@ -1325,6 +1287,31 @@ def explain(error: BaseException) -> str:
 
 
 # Replying ------------------------------------------------------------------------------------
+
+
+class Reply:
+    """What is known of the reply so far."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.request_id: str | None = None
+        self.texts: list[str] = []  # the pieces of the first choice's
+        self.model: Any = None
+        self.usage: JSON = {}
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    def note(self, value: JSON) -> None:
+        """Note what a completion or a chunk of one says beside the text; the last word counts."""
+        self.model = value.get("model") or self.model
+        self.usage = mapping_in(value, "usage") or self.usage
+
+
+def mapping_in(value: JSON, name: str) -> JSON:
+    item = value.get(name)
+    return item if isinstance(item, dict) else {}
 
 
 BOM = b"\xef\xbb\xbf"
@@ -1549,6 +1536,10 @@ def check_finish(reason: Any, message: JSON, *, is_empty: bool) -> None:
         raise BadReply(f"the reply is empty{f': {why}' if why else ''}")
 
 
+# a 429 or an error in a 200 says only in words that it is not about the rate
+NO_CREDIT = r"(?i)\bcredits?\b|spending limit|insufficient_quota"
+
+
 def refusal(response: requests.Response, blocks: Iterator[bytes]) -> Failure:
     """Return the failure that a response outside 200 to 299 means, in the API's words."""
     status = response.status_code
@@ -1588,9 +1579,6 @@ def retry_after(response: requests.Response) -> float:
     except (ValueError, TypeError, OverflowError, IndexError):
         return 0
 
-
-# a 429 or an error in a 200 says only in words that it is not about the rate
-NO_CREDIT = r"(?i)\bcredits?\b|spending limit|insufficient_quota"
 
 # codes for what repeating does not help: the API's, old and new, and those of its like
 REFUSAL_CODE = (
@@ -1708,6 +1696,48 @@ def write_output(text: str) -> None:
         raise BadReply(f"standard output: {error.strerror}") from None
 
 
+def write_text(fd: int, text: str) -> None:
+    write_bytes(fd, encode_output(show_controls(text) if os.isatty(fd) else text))
+
+
+def encode_output(text: str) -> bytes:
+    """Return the bytes that a reply's text or body came from."""
+    return text.encode(errors="surrogateescape")
+
+
+def write_bytes(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+
+
+# what could move the cursor, set the title or reverse the text of a terminal; and bytes of a body
+# that are not UTF-8
+CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\udc80-\udcff]"
+
+
+def show_controls(text: str) -> str:
+    """Return the text with its control characters made visible: ^[ and <U+202E>."""
+
+    def name(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        if code >= 0xDC80:
+            return "\ufffd"
+        return f"^{chr(code ^ 64)}" if code < 128 else f"<U+{code:04X}>"
+
+    return re.sub(CONTROL, name, text)
+
+
+def die_of(number: int) -> NoReturn:
+    """End by the signal itself, which is what a shell's loop looks for."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    sys.exit(128 + number)  # the parent has blocked it
+
+
 def tell_usage(reply: Reply, *, key: str) -> None:
     """Write what the reply took to standard error: one line of JSON."""
 
@@ -1737,49 +1767,20 @@ def tell_usage(reply: Reply, *, key: str) -> None:
     write_error(hide(json.dumps(known), key) + "\n")
 
 
-def write_text(fd: int, text: str) -> None:
-    write_bytes(fd, encode_output(show_controls(text) if os.isatty(fd) else text))
-
-
-def encode_output(text: str) -> bytes:
-    """Return the bytes that a reply's text or body came from."""
-    return text.encode(errors="surrogateescape")
-
-
-def write_bytes(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        try:
-            rest = rest[os.write(fd, rest) :]
-        except BlockingIOError:
-            select.select([], [fd], [])
-
-
-# what could move the cursor, set the title or reverse the text of a terminal; and bytes of a body
-# that are not UTF-8
-CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\udc80-\udcff]"
-
-
-def show_controls(text: str) -> str:
-    """Return the text with its control characters made visible: ^[ and <U+202E>."""
-
-    def show(match: re.Match[str]) -> str:
-        code = ord(match[0])
-        if code >= 0xDC80:
-            return "\ufffd"
-        return f"^{chr(code ^ 64)}" if code < 128 else f"<U+{code:04X}>"
-
-    return re.sub(CONTROL, show, text)
-
-
-def die_of(number: int) -> NoReturn:
-    """End by the signal itself, which is what a shell's loop looks for."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-    sys.exit(128 + number)  # the parent has blocked it
-
-
 # Replying: files -----------------------------------------------------------------------------
+
+
+def deliver(
+    pieces: Iterable[str], output: str | None, added: contextlib.AbstractContextManager[None]
+) -> None:
+    """Write the reply; then replace the output file and the one it is added to, both or none."""
+    if output is None:
+        write_reply(pieces)
+        with added:
+            return
+    text = "".join(pieces)
+    with added, at(output, BadReply), replaced(output, text, mode=0o666):
+        pass
 
 
 def check_output(path: str | None) -> None:
@@ -1849,12 +1850,13 @@ def is_new(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def appended(path: str, turn: list[JSON], *, systems: list[JSON]) -> Iterator[None]:
-    """Add the turn to a conversation file as it is by now, the system messages to a new one.
+def appended(path: str, turn: list[JSON], reply: Reply, *, systems: list[JSON]) -> Iterator[None]:
+    """Add a turn to a conversation file as it is by now, the system messages to a new one.
 
     The file is replaced if all goes well inside.
     """
     target = os.path.realpath(path)
+    turn = [*turn, {"role": "assistant", "content": reply.text}]
     with at(f"{path}: the turn is not added", BadReply), locked(os.path.dirname(target)):
         if is_new(target):
             text = new_conversation(target, systems + turn)
@@ -2021,6 +2023,17 @@ class Command(click.Command):
                 formatter.write_dl(rows)
 
 
+def check_stdin_uses(words: Sequence[str], inputs: Sequence[Any], *, no_stdin: bool) -> None:
+    """Refuse to read standard input twice, or both to read it and not to."""
+    uses = inputs.count("-")
+    if uses and no_stdin:
+        raise BadInput("'-' reads standard input and -n forbids it; drop one")
+    if not no_stdin:
+        uses += words.count("-")
+    if uses > 1:
+        raise BadInput("'-' is given more than once, but standard input can be read only once")
+
+
 def check_usage(
     *, files: Sequence[str], append: bool, output: str | None, extract: bool, raw: bool
 ) -> None:
@@ -2183,7 +2196,7 @@ def xchat(
     )
     urls = [image_url(image, warn=warn) for image in images]
     is_asked = bool(messages) and messages[-1]["role"] == "user"
-    is_complete = is_asked and not words and stdin_is_terminal()
+    is_complete = is_asked and not words and sys.stdin is not None and os.isatty(0)
     prompt = read_prompt(words, no_stdin=no_stdin or "-" in inputs or is_complete, warn=warn)
 
     first = [{"role": "system", "content": text} for text in systems]
@@ -2208,17 +2221,10 @@ def xchat(
             pieces = whole(pieces)
         if extract:
             pieces = map(extract_code, pieces)
+    is_added = append and server
+    added = appended(files[0], turn, reply, systems=first) if is_added else contextlib.nullcontext()
     try:
-        if output is None:
-            write_reply(pieces)
-        with contextlib.ExitStack() as stack:
-            text = "".join(pieces)
-            if append and server:
-                turn.append({"role": "assistant", "content": reply.text})
-                stack.enter_context(appended(files[0], turn, systems=first))
-            if output:
-                stack.enter_context(at(output, BadReply))
-                stack.enter_context(replaced(output, text, mode=0o666))
+        deliver(pieces, output, added)
     except Interrupt:
         usage = False
         raise
