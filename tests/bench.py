@@ -103,8 +103,15 @@ def event(text: str) -> bytes:
 
 def completion(text: str) -> bytes:
     message = {"role": "assistant", "content": text, "refusal": None}
-    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
-    return json.dumps({"id": "7327", "model": "grok-4", "choices": choices}).encode()
+    value = {
+        "id": "7327",
+        "object": "chat.completion",
+        "created": 1790000000,
+        "model": "grok-4",
+        "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }
+    return json.dumps(value).encode()
 
 
 LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
@@ -286,7 +293,7 @@ class Bench:
         env = {"PATH": os.environ["PATH"], "HOME": str(self.directory), "XAI_API_KEY": "x"}
         process = subprocess.Popen(
             rival.command,
-            env={**env, "XCHAT_BASE_URL": base_url, **rival.env},
+            env={**env, "XCHAT_BASE_URL": base_url, "OPENAI_BASE_URL": base_url, **rival.env},
             stdin=path.open("rb") if path else subprocess.PIPE,
             stdout=there,
             cwd=self.directory,
@@ -388,7 +395,8 @@ def make_cases(python: str, directory: Path) -> list[Case]:
     streams = [xchat("--stream"), obvious("--stream"), stream]
     bare = [interpreter, Rival("click", [python, "-c", "import click"])]
     if shutil.which("llm"):
-        plain.append(Rival("llm", ["llm", "--no-log", "-m", "bench"], {"OPENAI_API_KEY": "x"}))
+        command = ["llm", "--no-log", "--no-stream", "-m", "gpt-4o-mini"]
+        plain.append(Rival("llm", command, {"OPENAI_API_KEY": "x"}))
     prompt, large = directory / "prompt", directory / "large"
     cases = [
         Case("--help", "", [xchat("--help"), *bare, obvious("--help")], counted=True),
