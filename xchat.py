@@ -1745,7 +1745,7 @@ def die_of(number: int) -> NoReturn:
 def tell_usage(reply: Reply, *, key: str) -> None:
     """Write what the reply took to standard error: one line of JSON."""
 
-    if not (reply.model or reply.usage):
+    if not (reply.texts or reply.usage):
         return
 
     def number(value: Any) -> int | float | None:
