@@ -947,7 +947,7 @@ def merge_options(options: JSON, params: JSON) -> JSON:
 
 
 def default_model() -> str:
-    model = os.environ.get("XCHAT_MODEL") or MODEL
+    model = os.environ.get("XCHAT_MODEL", "").strip() or MODEL
     with at("XCHAT_MODEL"):
         check_value(model)
     return model
@@ -1056,7 +1056,7 @@ def seconds_to_wait(failure: Failure, attempt: int) -> float | None:
 
     if failure.repeat_after is None or failure.repeat_after > RETRY_AFTER_LIMIT:
         return None
-    backoff = min(2.0**attempt, BACKOFF_LIMIT)
+    backoff = min(2.0 ** min(attempt, 9), BACKOFF_LIMIT)
     return (failure.repeat_after or backoff) + random.uniform(0, backoff)
 
 
