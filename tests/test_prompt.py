@@ -7,6 +7,7 @@ import os
 import pty
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -261,3 +262,24 @@ def test_words_are_text_in_the_locale(run: Run) -> None:
     assert "not text in the encoding of this locale" in result.err
     assert run("--dry-run", "-s", b"caf\xe9", "x").status == 2
     assert run("--dry-run", "-m", b"caf\xe9", "x").status == 2
+
+
+def test_the_slow_imports_are_done_before_standard_input_ends(api: Api, run: Run) -> None:
+    api.will(reply(completion()))
+    process = run.start(stdin=subprocess.PIPE)
+    deadline = time.monotonic() + 20
+    while "/_ssl." not in Path(f"/proc/{process.pid}/maps").read_text():  # requests brings it
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.communicate(b"Hi", timeout=20) == (b"Hello\n", b"")
+
+
+def test_a_character_that_comes_byte_by_byte_is_one(run: Run) -> None:
+    text = 'é"\\\n\r\t\x01\u2028🌍\ufeff'
+    process = run.start("--dry-run", stdin=subprocess.PIPE)
+    for byte in f"\ufeff{text}".encode():
+        process.stdin.write(bytes([byte]))
+        process.stdin.flush()
+        time.sleep(0.005)
+    body = json.loads(process.communicate(timeout=20)[0])
+    assert body["messages"] == [{"role": "user", "content": text}]
