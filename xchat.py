@@ -1826,8 +1826,10 @@ def replaced(path: str, text: str, *, mode: int) -> Iterator[None]:
         return
     path = os.path.realpath(path)
     temporary = os.path.join(os.path.dirname(path), f".xchat-{os.urandom(8).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb", 0) as file:
+        mode = 0o600 if os.path.exists(path) else mode  # nobody may open it before it is alike
+        with open(os.open(temporary, flags, mode), "wb", buffering=0) as file:
             be_like(path, file.fileno())
             write_bytes(file.fileno(), encode_output(text))
             os.fsync(file.fileno())
@@ -1963,7 +1965,8 @@ def write_yaml(text: str, turn: list[JSON]) -> Iterator[str]:
 def before_comments(text: str, end: int) -> int:
     """Return the place before the comments that belong to what stands at the end, if anything."""
     lines = text[:end].splitlines(keepends=True)
-    while text[end:].strip() and re.match(r"#|\s*$", lines[-1]):
+    is_followed = bool(text[end:].strip())
+    while is_followed and re.match(r"#|\s*$", lines[-1]):
         lines.pop()
     return len("".join(lines))
 
