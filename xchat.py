@@ -539,7 +539,9 @@ def read_conversation(path: str, *, warn: Warn) -> tuple[JSON, list[JSON]]:
 
 def warn_of_unknown(fields: Iterable[str], *, place: str, warn: Warn) -> None:
     for field in [field for field in fields if field not in FIELDS]:
-        warn(f"{place}: unknown request field {field!r}, sent as given{near(field, FIELDS)}")
+        warn(
+            f"{place}: unknown request field {field!r}, sent as given{did_you_mean(field, FIELDS)}"
+        )
 
 
 def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
@@ -583,9 +585,9 @@ def check_field_name(name: str) -> None:
     check_value(name)
     if name in ROLES and name not in FIELDS:
         raise BadInput(f"{name!r} is a role, not a request field; messages go under 'history'")
-    hint = "" if name in FIELDS else near(name, (*CONVERSATION, *FIELDS))
-    if any(repr(known) in hint for known in CONVERSATION):
-        raise BadInput(f"unknown key {name!r}{hint}")
+    known = name if name in FIELDS else nearest(name, (*CONVERSATION, *FIELDS))
+    if known in CONVERSATION and known != name:
+        raise BadInput(f"unknown key {name!r}; did you mean {known!r}?")
 
 
 def check_messages(messages: Any) -> list[JSON]:
@@ -610,9 +612,8 @@ def check_message(message: Any) -> Any:
     require("role", message)
     role = message["role"]
     if role not in ROLES:
-        raise BadInput(
-            f"unknown role {show(role)}{near(role, ROLES)}; the roles are {', '.join(ROLES)}"
-        )
+        hint = did_you_mean(role, ROLES)
+        raise BadInput(f"unknown role {show(role)}{hint}; the roles are {', '.join(ROLES)}")
     if role == "assistant" and message.get("tool_calls") and message.get("content") is None:
         return message
     require("content", message)
@@ -655,17 +656,21 @@ def check_text(value: Any) -> None:
 def require(key: str, mapping: JSON) -> None:
     """Refuse a mapping without the key; a misspelt one is pointed out."""
     if key not in mapping:
-        wrong = next((other for other in mapping if near(other, [key])), None)
+        wrong = next((other for other in mapping if nearest(other, [key])), None)
         hint = f"; did you mean {key!r} by {wrong!r}?" if wrong else ""
         raise BadInput(f"{key!r} is missing{hint}")
 
 
-def near(word: Any, known: Iterable[str]) -> str:
-    """Return "; did you mean 'that'?" where a known word is near, else an empty string."""
+def nearest(word: Any, known: Iterable[str]) -> str | None:
     import difflib
 
-    matches = difflib.get_close_matches(str(word)[:50], [*known], n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return next(iter(difflib.get_close_matches(str(word)[:50], [*known], n=1)), None)
+
+
+def did_you_mean(word: Any, known: Iterable[str]) -> str:
+    """Return "; did you mean 'that'?" where a known word is near, else an empty string."""
+    match = nearest(word, known)
+    return f"; did you mean {match!r}?" if match else ""
 
 
 def show(value: Any) -> str:
@@ -2284,7 +2289,7 @@ def interruptible() -> Iterator[None]:
 def explain_usage(error: click.UsageError) -> str:
     if not isinstance(error, click.NoSuchOption):
         return f"{error.format_message().rstrip('.')}; try 'xchat --help'"
-    hint = near(error.option_name, error.possibilities or [])
+    hint = did_you_mean(error.option_name, error.possibilities or [])
     hint = hint or "; a prompt that begins with - goes after --"
     return f"no such option: {error.option_name}{hint}"
 
