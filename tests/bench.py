@@ -438,8 +438,9 @@ class Row(NamedTuple):
 def measure(case: Case, bench: Bench, base_url: str) -> dict[str, Row]:
     """Run the rivals of a case, one after the other and again."""
     figures: dict[str, list[Figures]] = {rival.name: [] for rival in case.rivals}
-    for _ in range(case.runs + 1):
-        for rival in case.rivals:
+    for run in range(case.runs + 1):
+        turn = run % len(case.rivals)  # so that none is always behind the same one
+        for rival in case.rivals[turn:] + case.rivals[:turn]:
             size = len(event("x" * WIDTH)) if rival.name == "curl" else WIDTH
             figures[rival.name].append(
                 bench.run(
