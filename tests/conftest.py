@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,12 +20,22 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 TOP = Path(__file__).parent.parent
 XCHAT = TOP / "xchat.py"
 
+File = Callable[..., str]  # the fixture file()
+
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+
 
 @dataclass
 class Result:
     out: bytes
     err: str
     status: int
+
+
+def body_of(result: Result) -> Any:
+    """The request of a dry run that went well."""
+    assert (result.err, result.status) == ("", 0)
+    return json.loads(result.out)
 
 
 class Run:
@@ -111,8 +122,8 @@ def serve(run: Run) -> Iterator[Api]:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Callable[[str | bytes], str]:
-    """Write a conversation file and return its name."""
+def file(tmp_path: Path) -> File:
+    """Write a file, a conversation where it has no name, and return its name."""
 
     def write(content: str | bytes, name: str = "c") -> str:
         data = content if isinstance(content, bytes) else content.encode()

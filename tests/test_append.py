@@ -9,17 +9,15 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TOP, Result, Run
+from conftest import TOP, File, Result, Run
 from server import STREAM_HEAD, Api, completion, reply, stream
 
 import xchat
 
-File = Callable[..., str]
 Q, A = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "Hello"}
 JSON_Q, JSON_A = '{"role": "user", "content": "Q"}', '{"role": "assistant", "content": "Hello"}'
 

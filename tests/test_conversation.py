@@ -8,18 +8,15 @@ import random
 import resource
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import Result, Run
+from conftest import File, Result, Run
 from server import Api, completion, reply
 
 import xchat
-
-File = Callable[..., str]
 
 SYSTEM = {"role": "system", "content": "S"}
 USER = {"role": "user", "content": "U"}

@@ -1,4 +1,4 @@
-"""What the wheel, the sdist and `make install` put where."""
+"""What the wheel, the sdist and `make install` put where, and what the shells complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import TOP
+from conftest import TOP, Result, Run
 
 import xchat
 
@@ -164,6 +164,31 @@ def test_the_completions_complete(installed: Path, shell: str, tmp_path: Path) -
     out = call(*words, PATH=path, HOME=str(tmp_path))
     assert "--model" in out
     assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("option", ["-f", "-o", "-i", "--schema"])
+def test_the_shell_completes_files(run: Run, option: str) -> None:
+    env = {"_XCHAT_COMPLETE": "bash_complete", "COMP_WORDS": f"xchat {option} ", "COMP_CWORD": "2"}
+    assert run(env=env) == Result(b"file,\n", "", 0)
+
+
+def test_the_shell_completes_options_and_no_roles(run: Run) -> None:
+    def completed(words: str) -> set[str]:
+        number = str(len(words.split(" ")) - 1)
+        env = {"_XCHAT_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": number}
+        return set(re.findall(r"^plain,(.*)$", run(env=env).out.decode(), re.MULTILINE))
+
+    help_text = run("--help").out.decode()
+    assert completed("xchat --") == set(re.findall(r"(?<=[ ,/] )--[a-z-]+", help_text))
+    for words in ("xchat ", "xchat -s ", "xchat -m ", "xchat -p ", "xchat as", "xchat -s sys"):
+        assert completed(words) == set()
+
+
+def test_the_completion_of_a_shell_is_a_process_of_its_own(run: Run) -> None:
+    out = subprocess.run(
+        run.command, env={**run.env, "_XCHAT_COMPLETE": "bash_source"}, stdout=-1, check=True
+    ).stdout
+    assert b"complete" in out
 
 
 def test_the_oldest_releases_that_are_tested_are_those_that_setup_cfg_admits() -> None:

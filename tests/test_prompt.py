@@ -8,11 +8,11 @@ import pty
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Result, Run
+from conftest import File, Result, Run
 from server import Api, completion, reply
 
 MIB = 1 << 20
@@ -128,7 +128,7 @@ def test_a_blank_prompt_is_not_sent(api: Api, run: Run, args: list[str]) -> None
 
 
 def test_a_blank_prompt_sends_a_conversation_that_holds_a_user_message(
-    api: Api, run: Run, file: Callable[[str], str]
+    api: Api, run: Run, file: File
 ) -> None:
     api.will(reply(completion()), reply(completion()))
     history = "- user: Hi\n- assistant: Hello\n"
@@ -155,7 +155,7 @@ def test_quiet_leaves_the_hint_out(run: Run, terminal: tuple[int, int]) -> None:
 
 
 def test_a_terminal_is_not_read_when_a_user_message_is_last(
-    run: Run, terminal: tuple[int, int], file: Callable[[str], str]
+    run: Run, terminal: tuple[int, int], file: File
 ) -> None:
     name = file("- system: S\n- user: The question")
     assert prompt_of(run("--dry-run", "-f", name, stdin=terminal[1])) == "The question"
@@ -243,17 +243,20 @@ TWICE = "'-' is given more than once, but standard input can be read only once"
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (
-            ["-", "and", "-"],
-            TWICE,
-        ),
+        (["-", "and", "-"], TWICE),
         (["-f-", "-"], TWICE),
         (["-f-", "-f-"], TWICE),
+        (["-f-", "-i-", "Hi"], TWICE),
+        (["-p", "a=@-", "-", "Hi"], TWICE),
         (["-f-", "-n"], "'-' reads standard input and -n forbids it; drop one"),
+        (["--schema", "-", "-n", "Hi"], "'-' reads standard input and -n forbids it; drop one"),
     ],
 )
-def test_standard_input_is_read_only_once(run: Run, args: list[str], message: str) -> None:
-    assert run("--dry-run", *args, stdin=b"- user: Hi") == Result(b"", f"xchat: {message}\n", 2)
+def test_standard_input_is_read_only_once(
+    api: Api, run: Run, args: list[str], message: str
+) -> None:
+    assert run(*args, stdin=b"- user: Hi") == Result(b"", f"xchat: {message}\n", 2)
+    assert api.requests == []
 
 
 def test_words_are_text_in_the_locale(run: Run) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
-from conftest import Result, Run
+from conftest import File, Result, Run
 from server import Api, completion, reply
-
-File = Callable[..., str]
 
 
 def test_only_what_was_given_is_sent(api: Api, run: Run) -> None:

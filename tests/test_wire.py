@@ -9,12 +9,12 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
-from conftest import Result, Run
+from conftest import File, Result, Run
 from server import Api, completion, reply
 
 KEY = "xai-abcDEF0123456789"
@@ -328,7 +328,7 @@ def test_a_trust_store_that_is_not_there(run: Run) -> None:
 
 
 def test_no_argument_and_no_file_moves_the_key(
-    api: Api, run: Run, key: str, tmp_path: Path, file: Callable[[str], str]
+    api: Api, run: Run, key: str, tmp_path: Path, file: File
 ) -> None:
     api.extra_fields = {"base_url", "url"}
     api.will(reply(completion()))

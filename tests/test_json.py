@@ -1,0 +1,70 @@
+"""--json: the body of the reply, or the events of a stream, byte for byte."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import threading
+from typing import Any
+
+import pytest
+from conftest import Result, Run
+from server import STREAM_HEAD, Api, chunk, completion, event, reply, stream
+
+BODIES = [
+    json.dumps(completion(), indent=1).encode() + b"\n",
+    b'\n {"choices":[{"message":{"content":"\\u00e9\\ud83c\\udf0d"}}],"x":1e400,"x":2}',
+    b"\xef\xbb\xbf" + json.dumps(completion("\x1b[1m")).encode(),
+    b'{"choices":[{"message":{"content":"\xff\xe9"}}]}\n',
+]
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_json_is_the_body_as_it_came(api: Api, run: Run, body: bytes) -> None:
+    api.will(
+        reply(body), reply(gzip.compress(body), content_encoding="gzip", content_type="text/plain")
+    )
+    out = body if body.endswith(b"\n") else body + b"\n"
+    assert run("--json", "Hi") == Result(out, "", 0)
+    assert run("--json", "Hi", env={"LC_ALL": "C"}) == Result(out, "", 0)
+
+
+def test_json_of_a_stream_is_its_events_as_they_come(api: Api, run: Run) -> None:
+    gate = threading.Event()
+    first = b": comment\r\n" + event(chunk(delta={"reasoning_content": "Hm"}))
+    rest = stream("a", "\x80") + b"\xff after the end"
+    api.will([STREAM_HEAD + first, gate, rest])
+    process = run.start("--json", "--stream", "Hi")
+    assert process.stdout.read(len(first)) == first
+    gate.set()
+    out, err = process.communicate(timeout=20)
+    assert out.startswith(rest[: rest.index(b"[DONE]")])
+    assert (err, process.returncode) == (b"", 0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "out", "status"),
+    [
+        (reply(completion("Hel", finish_reason="length")), None, 1),
+        (reply(b'{"choices": [', content_length="99"), b'{"choices": [\n', 1),
+        (reply(b"<html>\xff"), b"<html>\xff\n", 1),
+        (reply({"error": "no", "code": "x"}), b'{"error": "no", "code": "x"}\n', 5),
+        (reply({"error": "no"}, "400 Bad Request"), b"", 4),
+        ([STREAM_HEAD + event(chunk("Hel"))], event(chunk("Hel")), 1),
+    ],
+)
+def test_json_of_a_reply_that_is_not_whole(
+    api: Api, run: Run, answer: list[Any], out: bytes | None, status: int
+) -> None:
+    api.will(answer)
+    result = run("--json", "Hi")
+    if out is None:
+        out = json.dumps(completion("Hel", finish_reason="length")).encode() + b"\n"
+    assert (result.out, result.status) == (out, status)
+    assert result.err.count("\n") == 1
+
+
+def test_json_and_a_part_of_the_text_exclude_each_other(api: Api, run: Run) -> None:
+    message = "--json writes all that came and -x a part of the text; drop one"
+    assert run("--json", "-x", "Hi") == Result(b"", f"xchat: {message}\n", 2)
+    assert api.requests == []

@@ -1,0 +1,240 @@
+"""-o: the file is whole or as it was; and every form of output works with every other."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pty
+import signal
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PNG, File, Result, Run
+from server import STREAM_HEAD, Api, chunk, completion, event, reply, stream
+
+
+def test_the_output_takes_the_place_of_the_file_and_keeps_its_mode(
+    api: Api, run: Run, tmp_path: Path
+) -> None:
+    api.will(reply(completion("One")), reply(completion("Two")), reply(completion("Three")))
+    run.command = ["sh", "-c", 'umask 027; exec "$@"', "sh", *run.command]
+    out = tmp_path / "out"
+    assert run("-o", "out", "Hi") == Result(b"", "", 0)
+    assert (out.read_text(), stat.S_IMODE(out.stat().st_mode)) == ("One\n", 0o640)
+    out.chmod(0o604)
+    before = out.stat().st_ino
+    assert run("-o", "./out", "Hi") == Result(b"", "", 0)
+    assert (out.read_text(), stat.S_IMODE(out.stat().st_mode)) == ("Two\n", 0o604)
+    assert out.stat().st_ino != before
+    (tmp_path / "link").symlink_to("out")
+    assert run("-o", "link", "Hi").status == 0
+    assert (tmp_path / "link").is_symlink()
+    assert out.read_text() == "Three\n"
+    assert sorted(os.listdir(tmp_path)) == ["link", "out"]
+
+
+NOT_WHOLE: list[Any] = [
+    reply(completion("Hel", finish_reason="length")),
+    reply(completion(None)),
+    reply(b"{"),
+    reply({"error": "no"}, "400 Bad Request"),
+    [STREAM_HEAD + event(chunk("Hel"))],
+    [],
+]
+
+
+@pytest.mark.parametrize("answer", NOT_WHOLE)
+def test_a_failure_leaves_the_file_as_it_was(
+    api: Api, run: Run, file: File, tmp_path: Path, answer: list[Any]
+) -> None:
+    name = file("yesterday's", "report")
+    api.will(answer, answer)
+    result = run("-o", name, "Hi")
+    assert (result.out, result.err.count("\n")) == (b"", 1)
+    assert result.status != 0
+    assert (tmp_path / name).read_text() == "yesterday's"
+    assert run("-o", "new", "Hi").status == result.status
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(
+    api: Api, run: Run, file: File, tmp_path: Path
+) -> None:
+    name = file("yesterday's", "report")
+    api.will(reply(completion("x" * 9999)))
+    run.command = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *run.command]
+    assert run("-o", name, "Hi") == Result(b"", "xchat: report: File too large\n", 1)
+    assert (tmp_path / name).read_text() == "yesterday's"
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_turn_that_cannot_be_added_leaves_the_output_as_it_was(
+    api: Api, run: Run, file: File, tmp_path: Path
+) -> None:
+    file("yesterday's", "report")
+    (tmp_path / "c").mkdir()
+    file("- user: a\n", "c/c")
+    gate = threading.Event()
+    api.will([gate, *reply(completion())])
+    process = run.start("-o", "report", "-af", "c/c", "Hi")
+    while not api.requests:
+        assert process.poll() is None
+    file("broken", "c/c")
+    gate.set()
+    assert process.wait(20) == 1
+    assert (tmp_path / "report").read_text() == "yesterday's"
+    assert sorted(os.listdir(tmp_path)) == ["c", "report"]
+
+
+def test_a_device_or_a_pipe_is_written_to(api: Api, run: Run, tmp_path: Path) -> None:
+    api.will(*[reply(completion()) for _ in range(4)])
+    assert run("-o", "/dev/null", "Hi") == Result(b"", "", 0)
+    assert run("-o", "/dev/stdout", "Hi") == Result(b"Hello\n", "", 0)
+    assert run("-o", "-", "Hi") == Result(b"Hello\n", "", 0)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    os.mkfifo(tmp_path / "pipe")
+    process = run.start("-o", "pipe", "Hi")
+    assert (tmp_path / "pipe").read_text() == "Hello\n"
+    assert process.wait(20) == 0
+
+
+def test_the_output_needs_no_standard_output(api: Api, run: Run, tmp_path: Path) -> None:
+    api.will(reply(completion()))
+    run.command = ["sh", "-c", 'exec "$@" >&-', "sh", *run.command]
+    assert run("-o", "out", "Hi") == Result(b"", "", 0)
+    assert (tmp_path / "out").read_text() == "Hello\n"
+
+
+def test_an_interrupt_leaves_no_file_behind(api: Api, run: Run, tmp_path: Path) -> None:
+    gate = threading.Event()
+    api.will([gate, *reply(completion())])
+    process = run.start("-o", "out", "Hi")
+    while not api.requests:
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == -signal.SIGTERM
+    gate.set()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("", "'': is a directory"),
+        ("none/", "none/: is a directory"),
+        ("loop", "loop: Too many levels of symbolic links"),
+    ],
+)
+def test_what_cannot_be_a_file_is_refused(run: Run, path: str, message: str) -> None:
+    (run.home / "loop").symlink_to("loop")
+    env = {"XCHAT_BASE_URL": "http://127.0.0.1:9/v1"}
+    assert run("-o", path, "Hi", env=env) == Result(b"", f"xchat: {message}\n", 2)
+
+
+CODE = '# T\n```json\n{"a": 1}\n```\n'
+REQUEST = [["-p", "seed=7"], ["--schema", "schema"], ["-i", "image"], ["-f", "c"], ["-m", "m"]]
+
+
+@pytest.mark.parametrize("options", [*([option] for option in REQUEST), REQUEST], ids=str)
+@pytest.mark.parametrize("way", [[], ["--stream"], ["--no-stream"]], ids=str)
+def test_a_dry_run_writes_what_is_posted_for_every_option(
+    api: Api, run: Run, file: File, options: list[list[str]], way: list[str]
+) -> None:
+    file("{}", "schema")
+    file(PNG, "image")
+    file("system: é\nhistory:\n- user: '1'\ntop_p: 0.95\n", "c")
+    args = [arg for option in [*options, ["-s", "S", "-t", "0"], way] for arg in option]
+    api.will([STREAM_HEAD + stream("1")] if "--stream" in way else reply(completion("1")))
+    assert run(*args, "Q", "-", stdin=b"more").status == 0
+    dry = run("--dry-run", *args, "Q", "-", stdin=b"more")
+    assert dry == Result(api.requests[0].body + b"\n", "", 0)
+    again = run("--dry-run", "-f", file(dry.out, "r.json"))
+    assert again == dry
+    if "-f" not in args:
+        assert run("--dry-run", *args, "-x", "-u", "-af", "new", "Q", "-", stdin=b"more") == dry
+        assert not (run.home / "new").exists()
+    in_file = run("--dry-run", *args, "-o", "out", "Q", "-", stdin=b"more")
+    assert in_file == Result(b"", "", 0)
+    assert (run.home / "out").read_bytes() == dry.out
+
+
+# to a pipe and to a terminal
+WAYS = [([], False), (["--stream"], False), ([], True)]
+FORMS = [[], ["-x"], ["--json"]]
+OUTPUTS = [[], ["-o", "out"], ["-af", "new"], ["-u"], ["--schema", "schema"]]
+
+
+@pytest.mark.parametrize(("way", "is_terminal"), WAYS, ids=str)
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("outputs", [*itertools.combinations(OUTPUTS, 2)], ids=str)
+def test_every_form_of_output_goes_with_every_other(
+    api: Api,
+    run: Run,
+    file: File,
+    way: list[str],
+    form: list[str],
+    outputs: list[list[str]],
+    is_terminal: bool,
+) -> None:
+    args = [arg for option in [way, form, *outputs] for arg in option]
+    text = '{"a": 1}' if "--schema" in args and form != ["-x"] else CODE
+    file("{}", "schema")
+    is_live = is_terminal and not form and "-o" not in args
+    body = stream(text) if way or is_live else json.dumps(completion(text)).encode()
+    api.will([STREAM_HEAD + body] if way or is_live else reply(body))
+    if is_terminal:
+        here, there = pty.openpty()
+        process = run.start(*args, "Q", stdout=there)
+        os.close(there)
+        out = read_terminal(here)
+        err = process.communicate(timeout=20)[1].decode()
+        status = process.returncode
+    else:
+        result = run(*args, "Q")
+        out, err, status = result.out, result.err, result.status
+    assert status == 0
+    expected = {"-x": b'{"a": 1}', "--json": body}.get("".join(form), text.encode())
+    expected = expected.rstrip(b"\n") + b"\n" * (2 if way and form == ["--json"] else 1)
+    if "-o" in args:
+        assert out == b""
+        out = (run.home / "out").read_bytes()
+    assert out == expected
+    if "-af" in args:
+        assert text.splitlines()[0] in (run.home / "new").read_text()
+    assert bool(err) == ("-u" in args)
+    if err:
+        assert json.loads(err)["model"] == "grok-4.7"
+
+
+def read_terminal(fd: int) -> bytes:
+    out = b""
+    try:
+        while block := os.read(fd, 65536):
+            out += block
+    except OSError:
+        pass
+    os.close(fd)
+    return out.replace(b"\r\n", b"\n")
+
+
+def test_a_terminal_that_is_named_is_shown_the_controls_too(api: Api, run: Run) -> None:
+    api.will(reply(completion("\x1b]0;t\x07")))
+    here, there = pty.openpty()
+    process = run.start("-o", os.ttyname(there), "Hi")
+    assert process.wait(20) == 0
+    os.close(there)
+    assert read_terminal(here) == b"^[]0;t^G\n"
+
+
+def test_a_terminal_is_shown_the_controls_of_a_body(api: Api, run: Run) -> None:
+    api.will(reply(b'{"choices":[{"message":{"content":"\x1b]0;t\x07\xff\xc2\x9b"}}]}'))
+    here, there = pty.openpty()
+    process = run.start("--json", "Hi", stdout=there)
+    os.close(there)
+    out = read_terminal(here).decode()
+    assert process.wait(20) == 1  # control characters are not JSON
+    assert '"^[]0;t^G\ufffd<U+009B>"' in out

@@ -1,0 +1,65 @@
+"""--schema: the schema is part of the request, and a reply that is not JSON is a failure."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import File, Result, Run
+from server import STREAM_HEAD, Api, completion, reply, stream
+
+SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+YAML_SCHEMA = "type: object\nproperties:\n  name: {type: string}\nrequired: [name]\n"
+
+
+@pytest.mark.parametrize("content", [json.dumps(SCHEMA), YAML_SCHEMA])
+def test_a_schema_becomes_the_response_format(api: Api, run: Run, file: File, content: str) -> None:
+    api.will(reply(completion('{"name": "Ada"}')))
+    assert run("--schema", file(content), "Who?") == Result(b'{"name": "Ada"}\n', "", 0)
+    assert api.body["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {"name": "reply", "schema": SCHEMA, "strict": True},
+    }
+
+
+@pytest.mark.parametrize("args", [[], ["--stream"], ["-x"], ["--json"], ["-o", "out"]])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Ada", "the reply is not JSON: Expecting value: line 1 column 1 (char 0)"),
+        ('{"name": NaN}', "the reply is not JSON: NaN is not JSON"),
+    ],
+)
+def test_with_a_schema_the_reply_must_be_json(
+    api: Api, run: Run, file: File, args: list[str], text: str, message: str
+) -> None:
+    is_stream = "--stream" in args
+    api.will([STREAM_HEAD + stream(text)] if is_stream else reply(completion(text)))
+    result = run("--schema", file("{}"), *args, "Who?")
+    assert (result.err, result.status) == (f"xchat: {message}\n", 1)
+    out = json.dumps(completion(text)) if args == ["--json"] else "" if "-o" in args else text
+    assert result.out.decode() == (out and out + "\n")
+    assert not (run.home / "out").exists()
+
+
+def test_with_extract_what_is_extracted_must_be_json(api: Api, run: Run, file: File) -> None:
+    api.will(*[reply(completion('Here:\n```json\n{"a": 1}\n```\n'))] * 2)
+    assert run("--schema", file("{}"), "-x", "Hi") == Result(b'{"a": 1}\n', "", 0)
+    assert run("--schema", file("{}"), "Hi").status == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none", "none: No such file or directory"),
+        ("list", "list: expected a JSON Schema, found a list"),
+        ("date", "date: YAML reads 2024-01-01 as a date; quote it"),
+    ],
+)
+def test_a_wrong_schema_is_one_line_and_nothing_is_sent(
+    api: Api, run: Run, file: File, name: str, message: str
+) -> None:
+    file("[]", "list")
+    file("const: 2024-01-01", "date")
+    assert run("--schema", name, "Hi") == Result(b"", f"xchat: {message}\n", 2)
+    assert api.requests == []
