@@ -202,8 +202,10 @@ def test_standard_input_as_a_file(run: Run) -> None:
     assert messages_of(result) == [USER]
 
 
+# libyaml has a limit of its own, from 0.2.6 on
+YAML_TOO_DEEP = ("line 1: nested more than 100 levels deep", "not YAML: ")
 BAD = [
-    # what stands in the file, what is said about it
+    # what stands in the file; what is said about it, where the words of another library follow ": "
     ("", "empty; expected JSON or YAML"),
     (" \n\t\n", "empty; expected JSON or YAML"),
     ("# a comment\n", "empty; expected JSON or YAML"),
@@ -284,7 +286,10 @@ BAD = [
         "user: hi",
         "'user' alone is a request field; a message is an item of a list: - user: ...",
     ),
-    ("- user: " + "1:" * 300 + "1.0", None),
+    (
+        "- user: " + "1:" * 300 + "1.0",
+        'line 1: "1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1... is no valid float',
+    ),
     ("history: hi", 'history: expected a list of messages, found "hi"'),
     ("history:", "history: expected a list of messages, found nothing"),
     ("history: {user: hi}", "history: expected a list of messages, found a mapping"),
@@ -323,21 +328,18 @@ BAD = [
     ("- &a [*a]", "line 1: the alias *a stands for nothing above it"),
     ("- user: !!int no", 'line 1: "no" is no valid int'),
     ("- user: !!bool 7", 'line 1: "7" is no valid bool'),
-    ("- user: Note: this", None),
-    ("- user: 'hi", None),
-    ("- user: hi\n\t- x: y", None),
-    ("- user: \x1b[0m", None),
-    (
-        '[{"role": "user" "content": "hi"}]',
-        "not JSON: Expecting ',' delimiter: line 1 column 18 (char 17)",
-    ),
-    ('{"user": "hi"', "not JSON: Expecting ',' delimiter: line 1 column 14 (char 13)"),
+    ("- user: Note: this", "not YAML: "),
+    ("- user: 'hi", "not YAML: "),
+    ("- user: hi\n\t- x: y", "not YAML: "),
+    ("- user: \x1b[0m", "not YAML: "),
+    ('[{"role": "user" "content": "hi"}]', "not JSON: "),
+    ('{"user": "hi"', "not JSON: "),
     ("[" * 100_000, "nested more than 100 levels deep"),
     ('{"a":' * 100_000, "nested more than 100 levels deep"),
     ("[" * 300 + "]" * 300, "message 1: nested more than 100 levels deep"),
-    ("- " * 100_000, "line 1: nested more than 100 levels deep"),
-    ("a: " + "[" * 100_000, "line 1: nested more than 100 levels deep"),
-    ("? " * 100_000, "line 1: nested more than 100 levels deep"),
+    ("- " * 100_000, YAML_TOO_DEEP),
+    ("a: " + "[" * 100_000, YAML_TOO_DEEP),
+    ("? " * 100_000, YAML_TOO_DEEP),
 ]
 
 
@@ -346,17 +348,19 @@ BAD = [
 )
 @pytest.mark.usefixtures("loader")
 def test_a_bad_file_is_one_line_that_says_where(
-    tmp_path: Path, text: str | bytes, message: str | None
+    tmp_path: Path, text: str | bytes, message: str | tuple[str, ...]
 ) -> None:
     path = tmp_path / "c"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(xchat.BadInput) as caught:
         xchat.read_conversation(str(path), warn=pytest.fail)
-    said = caught.value.message.replace("tag:yaml.org,2002:", "!!")
-    if message is None:  # PyYAML's words, which differ between its two parsers
-        assert said.startswith((f"{path}: not YAML: ", f"{path}: line 1: "))
-    else:
-        assert said == f"{path}: {message}"
+    place, said = caught.value.message.split(": ", 1)
+    said = said.replace("tag:yaml.org,2002:", "!!")
+    assert (place, "\n" in said) == (str(path), False)
+    assert any(
+        said.startswith(words) if words.endswith(": ") else said == words
+        for words in ([message] if isinstance(message, str) else message)
+    )
 
 
 def test_a_bad_file_ends_in_status_2_and_nothing_is_sent(api: Api, run: Run, file: File) -> None:
@@ -416,7 +420,7 @@ def hostile(levels: int) -> str:
     [
         (hostile(12), "line 6: aliases stand for more than 64 MiB"),
         ("[" * 100_000, "nested more than 100 levels deep"),
-        ("- " * 100_000, "line 1: nested more than 100 levels deep"),
+        ("- " * 100_000, YAML_TOO_DEEP),
         ("x" * 100_000_000, "more than 64 MiB"),
         ("[" * 60_000_000, "nested more than 100 levels deep"),
         ("seed: " + ":1" * 30_000_000, ""),
@@ -431,7 +435,7 @@ def hostile(levels: int) -> str:
     ids=lambda value: repr(value[:20]),
 )
 def test_a_hostile_file_ends_in_bounded_time_and_memory(
-    run: Run, file: File, content: str | bytes, message: str
+    run: Run, file: File, content: str | bytes, message: str | tuple[str, ...]
 ) -> None:
     gib = 1 << 30
     start = time.monotonic()
@@ -444,7 +448,8 @@ def test_a_hostile_file_ends_in_bounded_time_and_memory(
         assert (result.err, result.status) == ("", 0)
     else:
         assert (result.out, result.status) == (b"", 2)
-        assert result.err.startswith(f"xchat: c: {message}")
+        assert result.err.startswith("xchat: c: ")
+        assert result.err.removeprefix("xchat: c: ").startswith(message)
         assert result.err.count("\n") == 1
         assert len(result.err) < 1100
 

@@ -157,16 +157,15 @@ def test_an_example_runs(shell_api: Api, prepared: Shell, tmp_path: Path, exampl
 
 def test_the_help_has_every_option_under_a_heading() -> None:
     with click.Context(xchat.xchat) as ctx:
-        lines = xchat.xchat.get_help(ctx).splitlines()
-    shown = {re.split("[ ,/]", line.strip())[0] for line in lines if line.startswith("  -")}
-    options = [param for param in xchat.xchat.params if isinstance(param, click.Option)]
-    assert shown == {option.opts[0] for option in options}
-    assert {line for line in lines if line.endswith(":")} >= {
-        "Prompt:",
-        "Request:",
-        "Reply:",
-        "Connection:",
-    }
+        text = xchat.xchat.get_help(ctx)
+    _usage, *parts = re.split("^(Prompt|Request|Reply|Connection)\\b", text, flags=re.MULTILINE)
+    assert parts[::2] == ["Prompt", "Request", "Reply", "Connection"]
+    below = dict(zip(parts[::2], parts[1::2], strict=True))
+    for option in xchat.xchat.params:
+        if isinstance(option, click.Option):
+            assert isinstance(option, xchat.Option)
+            words = re.findall(r"[\w-]+", below[option.heading])
+            assert {*option.opts, *option.secondary_opts} <= set(words)
 
 
 def test_the_module_can_be_run() -> None:

@@ -26,8 +26,8 @@ def test_a_schema_becomes_the_response_format(api: Api, run: Run, file: File, co
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Ada", "the reply is not JSON: Expecting value: line 1 column 1 (char 0)"),
-        ('{"name": NaN}', "the reply is not JSON: NaN is not JSON"),
+        ("Ada", "the reply is not JSON: "),
+        ('{"name": NaN}', "the reply is not JSON: NaN is not JSON\n"),
     ],
 )
 def test_with_a_schema_the_reply_must_be_json(
@@ -36,7 +36,8 @@ def test_with_a_schema_the_reply_must_be_json(
     is_stream = "--stream" in args
     api.will([STREAM_HEAD + stream(text)] if is_stream else reply(completion(text)))
     result = run("--schema", file("{}"), *args, "Who?")
-    assert (result.err, result.status) == (f"xchat: {message}\n", 1)
+    assert (result.err.count("\n"), result.status) == (1, 1)
+    assert result.err.startswith(f"xchat: {message}")  # json's words may follow
     out = json.dumps(completion(text)) if args == ["--json"] else "" if "-o" in args else text
     assert result.out.decode() == (out and out + "\n")
     assert not (run.home / "out").exists()

@@ -269,10 +269,10 @@ def test_a_proxy_that_refuses_is_told_without_its_password(
     }
     result = run("Hi", env=env)
     assert (result.out, result.status) == (b"", 3)
-    assert result.err == (
-        "xchat: xchat.invalid: the proxy failed: Tunnel connection failed:"
-        " 407 Proxy Authentication Required\n"
-    )
+    assert result.err.startswith("xchat: xchat.invalid: the proxy failed: ")
+    assert "407" in result.err  # what the proxy said
+    assert "secret" not in result.err
+    assert result.err.count("\n") == 1
     (asked,) = proxy[1]
     assert asked.startswith(b"CONNECT xchat.invalid:443 HTTP/1.")
     assert KEY.encode() not in asked
@@ -387,17 +387,9 @@ OLD = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
 
 
 @pytest.mark.parametrize(
-    ("name", "not_after", "is_trusted", "why"),
-    [
-        ("127.0.0.1", None, False, "unable to get local issuer certificate"),
-        (
-            "other.test",
-            None,
-            True,
-            "IP address mismatch, certificate is not valid for '127.0.0.1'.",
-        ),
-        ("127.0.0.1", OLD, True, "certificate has expired"),
-    ],
+    ("name", "not_after", "is_trusted"),
+    [("127.0.0.1", None, False), ("other.test", None, True), ("127.0.0.1", OLD, True)],
+    ids=["of an authority unknown", "of another host", "expired"],
 )
 def test_a_certificate_that_cannot_be_trusted(
     run: Run,
@@ -406,7 +398,6 @@ def test_a_certificate_that_cannot_be_trusted(
     name: str,
     not_after: datetime.datetime | None,
     is_trusted: bool,
-    why: str,
 ) -> None:
     api = serve_tls(authority.issue_cert(name, not_after=not_after))
     env = {"XCHAT_BASE_URL": api.url, "XAI_API_KEY": KEY}
@@ -414,7 +405,7 @@ def test_a_certificate_that_cannot_be_trusted(
         env["SSL_CERT_FILE"] = bundle
     result = run("Hi", "--retries", "2", env=env)
     assert (result.out, result.status) == (b"", 3)
-    assert result.err.startswith(f"xchat: {api.host}: cannot trust its certificate: {why}")
+    assert result.err.startswith(f"xchat: {api.host}: cannot trust its certificate: ")
     assert result.err.count("\n") == 1  # no retry
     api.close()
     assert api.requests == []
@@ -426,7 +417,9 @@ def test_a_trust_store_that_is_none(run: Run, tmp_path: Path) -> None:
         host = f"127.0.0.1:{server.getsockname()[1]}"
         env = {"XCHAT_BASE_URL": f"https://{host}/v1", "SSL_CERT_FILE": str(tmp_path / "junk")}
         result = run("Hi", env=env)
-    assert result == Result(b"", f"xchat: {host}: TLS failed: NO_CERTIFICATE_OR_CRL_FOUND\n", 3)
+    assert (result.out, result.status) == (b"", 3)
+    assert result.err.startswith(f"xchat: {host}: TLS failed: ")
+    assert result.err.count("\n") == 1
 
 
 def test_https_to_a_server_that_speaks_http(run: Run) -> None:
