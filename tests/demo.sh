@@ -3,6 +3,8 @@
 set -eu
 cd "$(dirname "$0")"
 
+echo "${XCHAT_MODEL:-grok-4} answers at ${XCHAT_BASE_URL:-https://api.x.ai/v1}."
+
 show() {
     printf '\n$ %s\n' "$1"
     sh -c "$1"

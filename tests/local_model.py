@@ -12,8 +12,10 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import xllamacpp
+if TYPE_CHECKING:
+    import xllamacpp
 
 
 def find_model() -> Path:
@@ -24,6 +26,8 @@ def find_model() -> Path:
 
 def start_server(model: Path, name: str) -> xllamacpp.Server:
     """Serve until the result is deleted: on two cores, quietly, the same answer every time."""
+    import xllamacpp
+
     params = xllamacpp.CommonParams()
     params.model.path, params.model_alias = str(model), {name}
     params.hostnames, params.port = ["127.0.0.1"], 0  # 0: any free port
@@ -52,10 +56,13 @@ def wait_until_ready(address: str, seconds: float = 60) -> None:
 def main() -> int:
     model = find_model()
     name = model.name.partition(".")[0]
-    server = start_server(model, name)
+    try:
+        server = start_server(model, name)
+    except (ImportError, AttributeError) as error:  # libgomp.so.1 is missing; names have changed
+        sys.exit(f"xllamacpp does not work ({error}); try: apt install libgomp1; make clean demo")
     wait_until_ready(server.listening_address)
     print(f"No XAI_API_KEY: {name}, a very small model, answers on this machine.", flush=True)
-    env = os.environ | {"XCHAT_BASE_URL": f"{server.listening_address}/v1"}
+    env = os.environ | {"XCHAT_BASE_URL": f"{server.listening_address}/v1", "XCHAT_MODEL": name}
     try:
         return subprocess.run(sys.argv[1:], env=env, check=False).returncode
     except KeyboardInterrupt:
