@@ -7,10 +7,14 @@ PYTHON  = python3
 VENV    = .venv
 PINS    = tests/pins.txt
 
+COMMAND = $(BINDIR)/xchat
+MODULE = $(LIBDIR)/xchat.py
 PAGE = $(DATADIR)/man/man1/xchat.1
 BASH = $(DATADIR)/bash-completion/completions/xchat
 ZSH  = $(DATADIR)/zsh/site-functions/_xchat
-FISH = $(DATADIR)/fish/vendor_completions.d/xchat.fish
+# Debian's fish looks into /usr/local only where XDG_DATA_DIRS names it, but always into /etc.
+FISH = $(if $(filter /usr/local,$(PREFIX)),/etc/fish/completions,$(DATADIR)/fish/vendor_completions.d)/xchat.fish
+FILES = $(MODULE) $(PAGE) $(BASH) $(ZSH) $(FISH)
 
 PIP = $(VENV)/bin/pip install -q --disable-pip-version-check $(PINS:%=-c %)
 
@@ -83,26 +87,30 @@ $(VENV)/lint: $(VENV)/made
 	@touch $@
 
 # The first line names the Python that has the packages, whichever one PATH finds later. The module
-# is compiled here, as a script is at each start: 17 of 110 ms.
+# is compiled here, as a script is at each start: 17 of 110 ms. Modes do not depend on the umask.
 install:
-	@$(PYTHON) -c 'import click, requests, yaml, urllib3; urllib3.HTTPResponse.read1' 2>/dev/null || { \
-		echo '$(PYTHON) lacks click, requests, urllib3 2.2 or PyYAML' >&2; exit 1; }
-	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(LIBDIR)' \
-		$(foreach file,$(PAGE) $(BASH) $(ZSH) $(FISH),'$(DESTDIR)$(dir $(file))')
-	install -m 644 xchat.py '$(DESTDIR)$(LIBDIR)'
-	$(PYTHON) -m compileall -q -s '$(DESTDIR)' --invalidation-mode unchecked-hash '$(DESTDIR)$(LIBDIR)'
+	@$(need_python)
+	@missing=$$(for module in click requests urllib3 yaml; do \
+		$(PYTHON) -c "import $$module" 2>/dev/null || echo "python3-$$module"; done); \
+	[ -z "$$missing" ] || { echo "$(PYTHON) lacks modules: apt install" $$missing >&2; exit 1; }
+	@$(call need,import urllib3; urllib3.HTTPResponse.read1,$(PYTHON) has an urllib3 older than 2.2: \
+	use pipx)
+	umask 022; mkdir -p $(foreach file,$(COMMAND) $(FILES),'$(DESTDIR)$(dir $(file))')
+	cp xchat.py '$(DESTDIR)$(MODULE)'
+	$(PYTHON) -m compileall -q -s '$(DESTDIR)' --invalidation-mode unchecked-hash '$(DESTDIR)$(MODULE)'
 	printf '%s\n' "#!$$($(PYTHON) -c 'import sys; print(sys.executable)')" 'import os, sys' \
 		'sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)) + "/../lib/xchat")' \
-		'from xchat import main' 'sys.exit(main())' >'$(DESTDIR)$(BINDIR)/xchat'
-	chmod 755 '$(DESTDIR)$(BINDIR)/xchat'
-	install -m 644 man/xchat.1 '$(DESTDIR)$(PAGE)'
+		'from xchat import main' 'sys.exit(main())' >'$(DESTDIR)$(COMMAND)'
+	cp man/xchat.1 '$(DESTDIR)$(PAGE)'
 	_XCHAT_COMPLETE=bash_source $(PYTHON) xchat.py >'$(DESTDIR)$(BASH)'
 	_XCHAT_COMPLETE=zsh_source $(PYTHON) xchat.py >'$(DESTDIR)$(ZSH)'
 	_XCHAT_COMPLETE=fish_source $(PYTHON) xchat.py >'$(DESTDIR)$(FISH)'
+	chmod 755 '$(DESTDIR)$(COMMAND)' '$(DESTDIR)$(LIBDIR)/__pycache__'
+	chmod 644 '$(DESTDIR)$(LIBDIR)'/__pycache__/* $(foreach file,$(FILES),'$(DESTDIR)$(file)')
 
 uninstall:
 	rm -rf '$(DESTDIR)$(LIBDIR)'
-	rm -f '$(DESTDIR)$(BINDIR)/xchat' $(foreach file,$(PAGE) $(BASH) $(ZSH) $(FISH),'$(DESTDIR)$(file)')
+	rm -f $(foreach file,$(COMMAND) $(FILES),'$(DESTDIR)$(file)')
 
 clean:
 	rm -rf .venv .venv-all .venv-bench build dist *.egg-info .*_cache __pycache__ tests/__pycache__

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
+import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -43,24 +46,19 @@ def files_below(top: Path) -> list[str]:
     return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A git checkout of what would be committed."""
-    names = call("git", "ls-files", "-co", "--exclude-standard").split()
-    top = tmp_path_factory.mktemp("tree")
-    for name in names:
-        if (TOP / name).exists():
-            (top / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(TOP / name, top / name)
-    call("git", "init", "-q", cwd=top)
-    call("git", "add", "-A", cwd=top)
-    call("git", "-c", "user.name=t", "-c", "user.email=t", "commit", "-qm", "all", cwd=top)
-    return top
+def needs(*programs: str) -> pytest.MarkDecorator:
+    missing = [program for program in programs if not shutil.which(program)]
+    return pytest.mark.skipif(bool(missing), reason=f"not on this machine: {', '.join(missing)}")
 
 
 @pytest.fixture(scope="module")
-def dist(tree: Path) -> Path:
-    """The folder that holds the wheel and the sdist."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that holds the wheel and the sdist of a copy of this tree."""
+    if not importlib.util.find_spec("setuptools"):
+        pytest.skip("this Python has no setuptools")
+    ignored = [line.strip("/") for line in (TOP / ".gitignore").read_text().splitlines()]
+    tree = tmp_path_factory.mktemp("dist") / "tree"
+    shutil.copytree(TOP, tree, ignore=shutil.ignore_patterns(".git", *ignored))
     build = "import setuptools.build_meta as b; b.build_sdist('dist'); b.build_wheel('dist')"
     call(sys.executable, "-c", build, cwd=tree)
     return tree / "dist"
@@ -79,14 +77,20 @@ def test_the_wheel_holds_the_module_the_command_and_the_page(dist: Path) -> None
     assert not [name for name in names if "test" in name]
 
 
-def test_the_sdist_holds_all_that_git_tracks(dist: Path, tree: Path) -> None:
+@needs("git")
+def test_the_sdist_holds_all_that_git_tracks(dist: Path) -> None:
+    if not (TOP / ".git").exists():
+        pytest.skip("this tree is not a checkout of git")
+    listed = call("git", "-c", f"safe.directory={TOP}", "ls-files", "-co", "--exclude-standard")
+    tracked = {name for name in listed.splitlines() if (TOP / name).exists()}
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"Makefile", "man/xchat.1", "tests/server.py", "tests/article.txt", ".ci/run"} <= names
-    assert set(call("git", "ls-files", cwd=tree).split()) <= names
+    assert {"Makefile", "man/xchat.1", "tests/server.py", "tests/article.txt", ".ci/run"} <= tracked
+    assert tracked - names == set()
 
 
+@pytest.mark.skipif(not importlib.util.find_spec("pip"), reason="this Python has no pip")
 def test_pip_puts_the_command_and_the_page_where_they_are_found(dist: Path, tmp_path: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     call(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
@@ -117,13 +121,47 @@ def installed(tmp_path: Path) -> Iterator[Path]:
     assert files_below(top) == ["bin/other", "share/man/man1/other.1"]
 
 
+@needs("make")
 def test_make_install_puts_every_file_where_it_is_found(installed: Path) -> None:
     assert files_below(installed) == INSTALLED
-    modes = {name: (installed / name).stat().st_mode & 0o777 for name in INSTALLED}
-    assert modes.pop("bin/xchat") == 0o755
-    assert set(modes.values()) == {0o644}
 
 
+@needs("make")
+@pytest.mark.parametrize("umask", ["077", "002"])
+def test_all_may_read_what_make_install_installs(tmp_path: Path, umask: str) -> None:
+    install = f'umask {umask}; make install PREFIX=/opt DESTDIR="$1" PYTHON="$2"'
+    call("sh", "-c", install, "sh", tmp_path / "dest", sys.executable)
+    modes = {path: path.stat().st_mode & 0o777 for path in (tmp_path / "dest").rglob("*")}
+    assert [path for path, mode in modes.items() if path.is_file() and mode == 0o755] == [
+        tmp_path / "dest/opt/bin/xchat"
+    ]
+    assert {mode for path, mode in modes.items() if path.is_dir()} == {0o755}
+    assert {*modes.values()} == {0o755, 0o644}
+
+
+@needs("make")
+def test_below_usr_local_the_completions_of_fish_are_in_etc(tmp_path: Path) -> None:
+    where = [f"DESTDIR={tmp_path}", f"PYTHON={sys.executable}"]
+    call("make", "install", *where)
+    fish = tmp_path / "etc" / "fish" / "completions" / "xchat.fish"
+    assert "xchat" in fish.read_text()
+    call("make", "uninstall", *where)
+    assert files_below(tmp_path) == []
+
+
+@needs("make")
+def test_make_install_names_the_packages_that_are_missing(tmp_path: Path) -> None:
+    call(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    words = ["make", "-s", "install", f"DESTDIR={tmp_path}/dest", f"PYTHON={python}"]
+    process = subprocess.run(words, cwd=TOP, text=True, stderr=-1, check=False)
+    packages = "python3-click python3-requests python3-urllib3 python3-yaml"
+    assert process.stderr.splitlines()[0] == f"{python} lacks modules: apt install {packages}"
+    assert process.returncode == 2
+    assert not (tmp_path / "dest").exists()
+
+
+@needs("make")
 def test_the_installed_command_is_the_module(installed: Path, tmp_path: Path) -> None:
     command = installed / "bin" / "xchat"
     assert command.read_text().startswith(f"#!{sys.executable}\n")
@@ -153,10 +191,9 @@ SHELLS = {
 }
 
 
-@pytest.mark.parametrize("shell", SHELLS)
+@needs("make")
+@pytest.mark.parametrize("shell", [pytest.param(shell, marks=needs(shell)) for shell in SHELLS])
 def test_the_completions_complete(installed: Path, shell: str, tmp_path: Path) -> None:
-    if not shutil.which(shell):
-        pytest.skip(f"{shell} is not on this machine; .ci/run installs it")
     file, script = SHELLS[shell]
     path = f"{installed / 'bin'}:{os.environ['PATH']}"
     options = {"bash": ["--norc"], "zsh": ["-f"], "fish": ["-N"]}[shell]
@@ -191,6 +228,26 @@ def test_the_completion_of_a_shell_is_a_process_of_its_own(run: Run) -> None:
         run.command, env={**run.env, "_XCHAT_COMPLETE": "bash_source"}, stdout=-1, check=True
     ).stdout
     assert b"complete" in out
+
+
+def names_of(requirements: str) -> set[str]:
+    names = re.findall(r"^([\w.-]+)(?!.*extra ==)", requirements, re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in names}
+
+
+def test_every_package_that_the_tests_install_is_pinned() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(TOP / "setup.cfg")
+    wanted = setup["options"]["install_requires"] + setup["options.extras_require"]["test"]
+    pinned = names_of((TOP / "tests" / "pins.txt").read_text())
+    found, left = set[str](), names_of(wanted)
+    while left:
+        name = left.pop()
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # what others need
+            requirements = importlib.metadata.requires(name) or []
+            found.add(name)
+            left |= names_of("\n".join(requirements)) - found
+    assert found - pinned == set()
 
 
 def test_the_oldest_releases_that_are_tested_are_those_that_setup_cfg_admits() -> None:
