@@ -40,7 +40,6 @@ demo: $(VENV)/made $(MODEL)
 
 # The picture in the README; it needs tmux.
 picture: $(VENV)/made $(MODEL)
-	$(PIP) rich
 	$(call with_model,$(VENV)/bin/python tests/picture.py man/session.svg)
 
 # The oldest xllamacpp that tests/local_model.py can use is 2026.10.11549.

@@ -5,9 +5,8 @@ The session is real: a shell in a terminal of tmux, with xchat on PATH and a ser
 
 from __future__ import annotations
 
-import io
+import html
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,12 +15,12 @@ from pathlib import Path
 
 WIDTH, HEIGHT = 84, 21
 COMMANDS = [
-    'cat article.txt | xchat -s "Summarize the text in one sentence."',
+    'cat article.txt | xchat -s "Summarize the text in one sentence." | fold -s',
     "cp capitals.yaml chat.yaml",
     'xchat -af chat.yaml "And of Italy?"',
-    'xchat -af chat.yaml -u "And of Spain?"',
+    'xchat -af chat.yaml "And of Spain?"',
     "tail -n 2 chat.yaml",
-    'xchat --modle grok-4 "Hello"; echo $?',
+    'xchat --modle grok-4 "Hello"; echo "status $?"',
 ]
 
 
@@ -44,28 +43,53 @@ def wait_for_prompt(number: int, seconds: float = 60) -> None:
 def play(commands: list[str]) -> str:
     """Type the commands, one after the other, and return what the terminal shows at the end."""
     size = ["-x", str(WIDTH), "-y", str(HEIGHT)]
-    shell = r"env PS1='\[\e[1m\]$\[\e[0m\] ' bash --norc --noprofile"
-    tmux("new-session", "-d", *size, shell)
+    tmux("new-session", "-d", *size, "env PS1='$ ' bash --norc --noprofile")
     try:
         for number, command in enumerate(commands, start=1):
             wait_for_prompt(number)
             tmux("send-keys", "-l", command)
             tmux("send-keys", "Enter")
         wait_for_prompt(len(commands) + 1)
-        return tmux("capture-pane", "-ep").rstrip("\n")
+        return tmux("capture-pane", "-p").rstrip("\n")
     finally:
         tmux("kill-server")
 
 
-def draw(text: str) -> str:
-    """Return the text of a terminal as SVG, without the fonts that rich would fetch from afar."""
-    from rich.console import Console
-    from rich.text import Text
+SVG = """\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}">
+<style>
+text {{ font: 16px ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; fill: #d8dee9 }}
+.prompt {{ font-weight: bold; fill: #7ee787 }}
+.command {{ font-weight: bold; fill: #ffffff }}
+</style>
+<rect width="100%" height="100%" rx="8" fill="#0d1117"/>
+{texts}
+</svg>
+"""
+EM, LINE, MARGIN = 9.64, 22, 20  # the width of a character, the height of a line, in pixels
 
-    console = Console(record=True, width=WIDTH, file=io.StringIO())
-    console.print(Text.from_ansi(text))
-    svg = console.export_svg(title="xchat", unique_id="xchat")
-    return re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL)
+
+def draw_text(text: str, column: int, row: int, kind: str = "") -> str:
+    """Draw a piece of a line; its length is set, as fonts differ, and its blanks are kept."""
+    x, y, length = MARGIN + column * EM, MARGIN + row * LINE + 16, len(text) * EM
+    place = f'x="{x:.1f}" y="{y}" textLength="{length:.1f}" xml:space="preserve"'
+    style = f' class="{kind}"' if kind else ""
+    return f"<text {place}{style}>{html.escape(text, quote=False)}</text>"
+
+
+def draw(screen: str) -> str:
+    """Return what a terminal shows as SVG, which fetches nothing from afar."""
+    lines = screen.removesuffix("\n$").splitlines()
+    assert max(map(len, lines)) < WIDTH, "a line is broken"
+    texts = []
+    for row, line in enumerate(lines):
+        if line.startswith("$ "):
+            texts.append(draw_text("$ ", 0, row, "prompt"))
+            texts.append(draw_text(line[2:].rstrip(), 2, row, "command"))
+        elif line:
+            texts.append(draw_text(line.rstrip(), 0, row))
+    width, height = round(2 * MARGIN + WIDTH * EM), 2 * MARGIN + len(lines) * LINE
+    return SVG.format(width=width, height=height, texts="\n".join(texts))
 
 
 def main() -> int:
