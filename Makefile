@@ -58,7 +58,7 @@ $(VENV)/made: setup.cfg pyproject.toml $(PINS)
 	@$(need_python)
 	@$(call need,import ensurepip; import venv,python3-venv is missing: apt install python3-venv)
 	$(PYTHON) -m venv --clear $(VENV)
-	$(PIP) setuptools
+	$(PIP) --upgrade setuptools
 	$(PIP) --no-build-isolation -e '.[test]'
 	@touch $@
 
