@@ -3,17 +3,21 @@
 
 The data passes the sections below in their order:
 
-    reading     environment -> server URL and key; files -> request fields and messages;
-                arguments and standard input -> prompt
+    messages    what is said on standard error: a Failure ends the run, the rest are warnings
+    reading     environment -> server and key; arguments and standard input -> prompt;
+                files -> request fields and messages
     asking      all of these -> one JSON body -> one POST
-    replying    response bytes -> text -> standard output, or a file
+    replying    response bytes -> text; text -> standard output, or files
     command     the options, and the order of the steps
     main        the signals, and from failure to exit status
 
-Bytes become text in decode() and parse_reply(), text becomes bytes in add_part(), encode_body() and
-encode_output(); only what goes into error messages is decoded elsewhere.  Messages are the API's
-own JSON mappings all the way, checked once by check_message().  Whatever is expected to go wrong
-is a Failure, whose class carries the exit status; anything else that is raised is a bug.
+Bytes become text in decode() and parse_reply(), text becomes bytes in encode_body() and
+receive(); only what goes into error messages is decoded elsewhere.  Messages are the API's own
+JSON mappings all the way, checked once by check_message().  Whatever is expected to go wrong is a
+Failure, whose class carries the exit status; anything else that is raised is a bug.
+
+An import inside a function is one that many runs do without; imports are what most runs spend
+their time on.
 """
 
 from __future__ import annotations
@@ -22,12 +26,11 @@ import gc
 
 gc.disable()  # before the imports, which it would scan again and again: 7 of 101 ms
 import atexit
-import codecs
 import contextlib
 import functools
 import io
-import itertools
 import json
+import logging
 import math
 import os
 import re
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
     import queue
     import socket
     import threading
+    from urllib.parse import SplitResult
 
     import requests
 
@@ -68,10 +72,9 @@ BACKOFF_LIMIT = 30  # seconds between two attempts, if the server names no time
 RETRY_AFTER_LIMIT = 120  # seconds; a server that names a longer time is not asked again
 
 JSON = dict[str, Any]
-Warn = Callable[[str], None]
 
 
-# Failures ------------------------------------------------------------------------------------
+# Messages ------------------------------------------------------------------------------------
 
 
 class Failure(click.ClickException):
@@ -93,7 +96,7 @@ class BadReply(Failure):
 
 
 class BadInput(Failure):
-    """Options, prompt, file or key are unusable; nothing was sent."""
+    """Options, prompt, file, key or set-up are unusable; nothing was sent."""
 
     exit_code = 2
 
@@ -127,34 +130,38 @@ def at(place: str, kind: type[Failure] | None = None) -> Iterator[None]:
         raise (kind or BadInput)(f"{place}: {error.strerror}") from None
 
 
+# -q leaves the errors, which main() writes
+log = logging.getLogger("xchat")
+
 # control characters, line separators, and what makes a terminal write from right to left
 UNPRINTABLE = r"[\x00-\x20\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+"
 
+ERASE_LINE = "\r\x1b[K"
 
-def tell(message: str) -> None:
-    """Write one line to standard error; a lost message must not lose the reply."""
-    line = re.sub(UNPRINTABLE, " ", message).strip()
-    if len(line) > 1000:  # the end has the request id
-        line = f"{line[:800]} ... {line[-100:]}"
-    write_error(f"xchat: {line}\n")
+
+class StandardError(logging.Handler):
+    """Writes each message as one line of printable text."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = re.sub(UNPRINTABLE, " ", record.getMessage()).strip()
+        if len(line) > 1000:  # the end has the request id
+            line = f"{line[:800]} ... {line[-100:]}"
+        write_error(f"xchat: {line}\n")
 
 
 def write_error(text: str) -> None:
+    """Write to standard error; a lost message must not lose the reply."""
     # not print(): what a full disk leaves in sys.stderr's buffer turns the exit status into 120
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             os.write(2, text.encode(errors="backslashreplace"))
 
 
-def say_nothing(message: str) -> None:
-    """Stand in for tell() under --quiet."""
-
-
 # Reading: the environment --------------------------------------------------------------------
 
 
 class Server(NamedTuple):
-    """Where the request goes, and how. Comes from the environment alone."""
+    """Where the request goes, and how.  Comes from the environment alone."""
 
     url: str
     host: str  # with the port, where one is given
@@ -163,20 +170,22 @@ class Server(NamedTuple):
     verify: str | bool  # the trust store: a file, a directory, or True for certifi's
 
 
-def read_server(*, warn: Warn) -> Server:
+def read_server() -> Server:
     """Return the server and the key for it, or raise BadInput."""
     with at("XCHAT_BASE_URL"):
-        base_url, host, loopback = parse_base_url(os.environ.get("XCHAT_BASE_URL", "").strip())
-    key = read_key(warn=warn)
-    if not key and not loopback:
+        base_url = os.environ.get("XCHAT_BASE_URL", "").strip().rstrip("/") or BASE_URL
+        parts = parse_base_url(base_url)
+    key = read_key()
+    is_loopback = on_loopback(parts.hostname or "")
+    if not key and not is_loopback:
         raise BadInput(
             "no API key: set XAI_API_KEY, or XAI_API_KEY_FILE to a file that holds it"
             " (keys: https://console.x.ai)"
         )
     import_requests()
     url = f"{base_url}/chat/completions"
-    verify = trust_store() if url.startswith("https") else True
-    return Server(url, host, key, {} if loopback else read_proxies(url), verify)
+    proxies = {} if is_loopback else read_proxies(url)
+    return Server(url, parts.netloc, key, proxies, trust_store())
 
 
 def import_requests() -> None:
@@ -190,38 +199,42 @@ def import_requests() -> None:
         import requests  # noqa: F401
 
 
+def parse_base_url(url: str) -> SplitResult:
+    """Return the parts of the base URL, checked."""
+    parts = check_url(url, schemes=("https", "http"))
+    if "@" in parts.netloc:
+        raise BadInput("holds a user or password; the key belongs in XAI_API_KEY")
+    if "?" in url or "#" in url:
+        raise BadInput("must end with the path; leave off what follows '?' or '#'")
+    if parts.path.endswith("/chat/completions"):
+        raise BadInput("leave off /chat/completions; xchat adds it")
+    if parts.scheme == "http" and not on_loopback(parts.hostname or ""):
+        raise BadInput("plain http is for loopback only; use https")
+    return parts
+
+
 HOST_NAME = r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?"
 
 
-def parse_base_url(url: str) -> tuple[str, str, bool]:
-    """Return the base URL without a final slash, its host, and whether that is on loopback."""
+def check_url(url: str, *, schemes: Sequence[str]) -> SplitResult:
+    """Return the parts of a URL, or raise BadInput, which shows nothing of it."""
     from urllib.parse import urlsplit
 
-    url = (url or BASE_URL).rstrip("/")
     if re.search(r"[^!-~]", url):
         raise BadInput("holds a space, a control character or a letter outside ASCII")
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname or "", parts.port
-    except ValueError as error:
-        raise BadInput(f"not a URL: {error}") from None
-    if "@" in parts.netloc:
-        raise BadInput("holds a user or password; the key belongs in XAI_API_KEY")
-    if parts.scheme not in ("http", "https"):
-        raise BadInput(f"must begin with https://, or http:// for loopback, as in {BASE_URL}")
+    except ValueError:
+        raise BadInput("not a URL") from None
+    if parts.scheme not in schemes:
+        raise BadInput(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
     address = address_of(host)
     if "[" in parts.netloc and (address is None or address.version != 6):
         raise BadInput("has no valid address in the brackets")
     if not (address or re.fullmatch(HOST_NAME, host)):
         raise BadInput("has no valid host name")
-    if "?" in url or "#" in url:
-        raise BadInput("must end with the path; leave off what follows '?' or '#'")
-    if parts.path.endswith("/chat/completions"):
-        raise BadInput("leave off /chat/completions; xchat adds it")
-    loopback = address.is_loopback if address else host == "localhost"
-    if parts.scheme == "http" and not loopback:
-        raise BadInput("plain http is for loopback only; use https")
-    return url, parts.netloc, loopback
+    return parts
 
 
 def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -233,25 +246,30 @@ def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
     return None
 
 
-def read_key(*, warn: Warn) -> str:
+def on_loopback(host: str) -> bool:
+    address = address_of(host)
+    return address.is_loopback if address else host == "localhost"
+
+
+def read_key() -> str:
     """Return the API key from XAI_API_KEY or XAI_API_KEY_FILE, checked; "" where there is none."""
     name = "XAI_API_KEY"
     key = os.environ.get(name, "").strip()
     if not key and (path := os.environ.get("XAI_API_KEY_FILE")):
         name = "XAI_API_KEY_FILE"
         with at(name), at(path):
-            key = read_key_file(path, warn=warn)
+            key = read_key_file(path)
     with at(name):
         check_key(key)
     return key
 
 
-def read_key_file(path: str, *, warn: Warn) -> str:
+def read_key_file(path: str) -> str:
     with open(path, "rb") as file:
         mode = os.fstat(file.fileno()).st_mode
         line = file.readline(BLOCK)
     if stat.S_ISREG(mode) and mode & 0o044:
-        warn(f"XAI_API_KEY_FILE: {path}: others can read the key; chmod 600 it")
+        log.warning(f"XAI_API_KEY_FILE: {path}: others can read the key; chmod 600 it")
     return line.decode("latin-1").strip()
 
 
@@ -265,27 +283,26 @@ def check_key(key: str) -> None:
         raise BadInput("the key holds a space, a control character or a letter outside ASCII")
 
 
+def hide(text: str, key: str) -> str:
+    """Return the text without the key, which servers echo."""
+    if len(key) > 7:
+        return text.replace(key, "[the key]")
+    # as short as this, a local server's key may well be a part of words
+    return re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", "[the key]", text) if key else text
+
+
 def read_proxies(url: str) -> dict[str, str]:
     """Return the proxies, by scheme; what HTTPS_PROXY, ALL_PROXY and NO_PROXY say of the URL."""
     from requests.utils import get_environ_proxies, select_proxy
 
     proxies = get_environ_proxies(url)
     if proxy := select_proxy(url, proxies):
-        check_proxy(proxy)
+        with at("HTTPS_PROXY or ALL_PROXY"):
+            check_url(proxy if "://" in proxy else f"http://{proxy}", schemes=PROXY_SCHEMES)
     return proxies
 
 
-def check_proxy(url: str) -> None:
-    """Refuse a malformed URL of a proxy; the message does not show it, nor a password in it."""
-    from urllib.parse import urlsplit
-
-    try:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        host, _port = parts.hostname or "", parts.port
-    except ValueError:
-        host = ""
-    if not (address_of(host) or re.fullmatch(HOST_NAME, host)):
-        raise BadInput("the URL of the proxy is malformed; look at HTTPS_PROXY and ALL_PROXY")
+PROXY_SCHEMES = ("http", "https", "socks5h", "socks5", "socks4a", "socks4")
 
 
 def trust_store() -> str | bool:
@@ -315,111 +332,82 @@ def name_of(path: str) -> str:
     return "standard input" if path == "-" else path
 
 
-def read_file(path: str, *, warn: Warn) -> Iterator[bytes]:
-    """Yield what a file holds ("-": standard input)."""
+def read_file(path: str) -> bytearray:
+    """Return what a file holds ("-": standard input)."""
     if path == "-":
-        yield from read_stdin(hint="waiting for standard input, as '-' says", warn=warn)
-    else:
-        with open(path, "rb", buffering=0) as file:
-            yield from read_bytes(file)
+        return read_stdin(hint="waiting for standard input, as '-' says")
+    with open(path, "rb", buffering=0) as file:
+        return read_bytes(file)
 
 
-def read_stdin(*, hint: str, warn: Warn) -> Iterator[bytes]:
-    """Yield standard input, to its end; closed standard input is empty.
+def read_stdin(*, hint: str) -> bytearray:
+    """Return standard input, to its end; closed standard input is empty.
 
     hint is what to say when it stays open and silent for HINT_DELAY seconds.
     """
     if sys.stdin is None:
-        return
+        return bytearray()
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         if stdin.isatty():
-            warn("reading from the terminal; end with Ctrl-D")
+            log.warning("reading from the terminal; end with Ctrl-D")
         elif not select.select([stdin], [], [], HINT_DELAY)[0]:
-            warn(hint)
-        yield from read_bytes(stdin)
+            log.warning(hint)
+        return read_bytes(stdin)
 
 
-def read_bytes(file: io.FileIO) -> Iterator[bytes]:
-    size = 0
+def read_bytes(file: io.FileIO) -> bytearray:
+    data = bytearray()
     while (block := file.read(BLOCK)) != b"":
         if block is None:  # the descriptor is non-blocking; whoever shares it may have set that
             select.select([file], [], [])
             continue
-        yield block
-        size += len(block)
-        if size > INPUT_LIMIT:
+        data += block
+        if len(data) > INPUT_LIMIT:
             raise BadInput(f"more than {INPUT_LIMIT // MIB} MiB")
+    return data
 
 
-def decode(blocks: Iterable[bytes]) -> Iterator[str]:
-    """Yield UTF-8 as text without a leading byte-order mark; refuse anything else."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    is_first = True
-    end = 0
-    for block in itertools.chain(blocks, [b""]):
-        end += len(block)
-        nul = block.find(0)
-        try:
-            text = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            start = end - len(error.object) + error.start
-            raise not_text(start, error.object, has_nul=nul >= 0) from None
-        if nul >= 0:
-            raise BadInput(f"binary data, not text: NUL at byte {end - len(block) + nul}")
-        if is_first and text:
-            text = text.removeprefix("\ufeff")
-            is_first = False
-        yield text
+def decode(data: bytes | bytearray) -> str:
+    """Return UTF-8 as text without a leading byte-order mark; refuse anything else."""
+    nul = data.find(0)
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise not_text(error.start, data, has_nul=nul >= 0) from None
+    if nul >= 0:
+        raise BadInput(f"binary data, not text: NUL at byte {nul}")
+    return text.removeprefix("\ufeff")
 
 
-def not_text(start: int, data: bytes, *, has_nul: bool) -> BadInput:
+def not_text(start: int, data: bytes | bytearray, *, has_nul: bool) -> BadInput:
     """Return the failure that bytes which are not UTF-8 mean, from the byte at start on."""
-    is_utf16 = start == 0 and data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     if has_nul and not is_utf16:
         return BadInput(f"binary data, not text: not UTF-8 at byte {start}")
     charset = "UTF-16" if is_utf16 else "ISO-8859-1"
     return BadInput(f"not UTF-8 at byte {start}; convert it, as in: iconv -f {charset} -t UTF-8")
 
 
+def as_text(word: str) -> str:
+    """Return an argument as the UTF-8 that it is, whatever the locale took it for."""
+    try:
+        return os.fsencode(word).decode()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"not UTF-8 at byte {error.start}") from None
+
+
 # Reading: the prompt -------------------------------------------------------------------------
 
 
-def read_prompt(words: Sequence[str], *, no_stdin: bool, warn: Warn) -> bytearray:
-    """Return the words, standard input, or both, set off by a blank line; empty if all is blank.
-
-    It is what stands between the quotes of a JSON string, in UTF-8, escaped block by block as it
-    comes: of 50 MB, this takes 150 ms and 81 MB in all, and escaping a whole text 240 and 170.
-    """
-    if no_stdin or (words and "-" not in words and not stdin_is_pipe_or_file()):
-        parts: list[Iterable[str]] = [[" ".join(words)]]
-    else:
-        place = words.index("-") if "-" in words else len(words)
-        hint = "waiting for standard input; -n does without it"
-        stdin = decode(read_stdin(hint=hint, warn=warn))
-        parts = [[" ".join(words[:place])], stdin, [" ".join(words[place + 1 :])]]
-    prompt = bytearray()
-    with at("standard input"):
-        for part in parts:
-            add_part(prompt, part)
-    return prompt
-
-
-def add_part(prompt: bytearray, texts: Iterable[str]) -> None:
-    """Add to the prompt what is not blank, after a blank line."""
-    escape = json.JSONEncoder(ensure_ascii=False).encode
-    size = len(prompt)
-    prompt += rb"\n\n" if prompt else b""
-    is_blank = True
-    for text in texts:
-        prompt += escape(text).encode()[1:-1]
-        is_blank = is_blank and not text.strip()
-    if is_blank:
-        del prompt[size:]
-
-
-def text_of(prompt: bytearray) -> str:
-    text: str = json.loads(f'"{prompt.decode()}"')
-    return text
+def read_prompt(words: Sequence[str], *, no_stdin: bool) -> str:
+    """Return the words, standard input, or both, set off by a blank line; empty if all is blank."""
+    place = words.index("-") if "-" in words and not no_stdin else len(words)
+    parts = [" ".join(words[:place]), " ".join(words[place + 1 :])]
+    if not no_stdin and (not words or "-" in words or stdin_is_pipe_or_file()):
+        with at("standard input"):
+            stdin = read_stdin(hint="waiting for standard input; -n does without it")
+            parts.insert(1, decode(stdin))
+    return "\n\n".join(part for part in parts if part.strip())
 
 
 def stdin_is_pipe_or_file() -> bool:
@@ -445,16 +433,15 @@ IMAGE_TYPES = {
 }
 
 
-def image_url(image: str, *, warn: Warn) -> str:
+def image_url(image: str) -> str:
     """Return the URL as it is, or a file as a data URL."""
     import base64
 
     if re.match(r"https?://|data:", image, re.IGNORECASE):
         with at("-i"):
-            check_value(image)
-        return image
+            return as_text(image)
     with at(name_of(image)):
-        data = b"".join(read_file(image, warn=warn))
+        data = read_file(image)
         for name, begin in IMAGE_TYPES.items():
             if re.match(begin, data):
                 return f"data:image/{name};base64,{base64.b64encode(data).decode()}"
@@ -476,70 +463,28 @@ FIELDS = set(
 CONVERSATION = ("system", "history", "messages")
 
 
-def read_params(params: Iterable[str], *, warn: Warn) -> JSON:
-    """Return the request fields that NAME=VALUE and NAME=@FILE stand for; a later one wins."""
-    fields: JSON = {}
-    for param in params:
-        name, equals, value = param.partition("=")
-        if not (name and equals):
-            raise BadInput(f"-p {param}: expected NAME=VALUE or NAME=@FILE")
-        with at(f"-p {name}"):
-            if name in CONVERSATION:
-                raise BadInput(
-                    "not a field for an option; messages come from -s, -f and the prompt"
-                )
-            check_field_name(name)
-            is_file = value.startswith("@")
-            fields[name] = read_checked(value[1:], warn=warn) if is_file else parse_param(value)
-            check_value(fields[name])
-    warn_of_unknown(fields, place="-p", warn=warn)
-    return fields
-
-
-def parse_param(value: str) -> Any:
-    """Return the value of JSON, or else the text as it is."""
-    try:
-        return load_json(value)
-    except RecursionError:
-        raise BadInput(TOO_DEEP) from None
-    except ValueError:
-        return value
-
-
-def read_schema(path: str, *, warn: Warn) -> JSON:
-    """Return the request field for a JSON Schema: https://docs.x.ai/docs/guides/structured-outputs."""
-    schema = read_checked(path, warn=warn)
-    if not isinstance(schema, dict):
-        raise BadInput(f"{name_of(path)}: expected a JSON Schema, found {show(schema)}")
-    return {
-        "type": "json_schema",
-        "json_schema": {"name": "reply", "schema": schema, "strict": True},
-    }
-
-
-def read_conversations(paths: Iterable[str], *, warn: Warn) -> tuple[JSON, list[JSON]]:
+def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
     """Return the request fields and the messages of all files; a later field wins."""
     fields: JSON = {}
     messages: list[JSON] = []
     for path in paths:
-        more_fields, more_messages = read_conversation(path, warn=warn)
+        more_fields, more_messages = read_conversation(path)
         fields.update(more_fields)
         messages.extend(more_messages)
     return fields, messages
 
 
-def read_conversation(path: str, *, warn: Warn) -> tuple[JSON, list[JSON]]:
+def read_conversation(path: str) -> tuple[JSON, list[JSON]]:
     """Return the request fields and the messages of one file ("-": standard input)."""
-    value = read_value(path, warn=warn)
     with at(name_of(path)):
-        fields, messages = split_conversation(value)
-    warn_of_unknown(fields, place=name_of(path), warn=warn)
+        fields, messages = split_conversation(parse_text(decode(read_file(path))))
+    warn_of_unknown(fields, place=name_of(path))
     return fields, messages
 
 
-def warn_of_unknown(fields: Iterable[str], *, place: str, warn: Warn) -> None:
+def warn_of_unknown(fields: Iterable[str], *, place: str) -> None:
     for field in [field for field in fields if field not in FIELDS]:
-        warn(
+        log.warning(
             f"{place}: unknown request field {field!r}, sent as given{did_you_mean(field, FIELDS)}"
         )
 
@@ -556,23 +501,22 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
         )
     if "role" in value:
         return {}, check_messages([value])
-    if "history" in value and "messages" in value:
-        raise BadInput("'history' and 'messages' are the same; keep one")
-    fields = dict(value)
-    messages = []
-    if "system" in fields:
-        content = fields.pop("system")
-        with at("system"):
-            check_value(content)
-            check_content(content)
-        messages.append({"role": "system", "content": content})
-    for name in fields.keys() & {"history", "messages"}:
-        with at(name):
-            messages += check_messages(fields.pop(name))
     if value.keys() == {"user"}:
         raise BadInput(
             "'user' alone is a request field; a message is an item of a list: - user: ..."
         )
+    if "history" in value and "messages" in value:
+        raise BadInput("'history' and 'messages' are the same; keep one")
+    fields = {name: field for name, field in value.items() if name not in CONVERSATION}
+    messages = []
+    if "system" in value:
+        with at("system"):
+            check_value(value["system"])
+            check_content(value["system"])
+        messages.append({"role": "system", "content": value["system"]})
+    for name in value.keys() & {"history", "messages"}:
+        with at(name):
+            messages += check_messages(value[name])
     for name, field in fields.items():
         check_field_name(name)
         with at(name):
@@ -653,6 +597,28 @@ def check_text(value: Any) -> None:
         raise BadInput(f"read as {show(value)}, not as text; quote it")
 
 
+def check_value(value: Any, depth: int = 0) -> None:
+    """Refuse what JSON or UTF-8 can't carry, wherever in the value it stands."""
+    if depth > NESTING_LIMIT:
+        raise BadInput(TOO_DEEP)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            check_value(key)
+            check_value(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            check_value(item, depth + 1)
+    elif isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadInput("holds half of a surrogate pair, which is no character") from None
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise BadInput("NaN and infinity are not JSON")
+    elif value is not None and not isinstance(value, (bool, int, float)):
+        raise BadInput(f"YAML reads {value} as a date; quote it")
+
+
 def require(key: str, mapping: JSON) -> None:
     """Refuse a mapping without the key; a misspelt one is pointed out."""
     if key not in mapping:
@@ -683,67 +649,10 @@ def show(value: Any) -> str:
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
-class DuplicateKey:
-    """Stands in a parsed file for a mapping that has a key twice."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-
-def unique(pairs: list[tuple[str, Any]]) -> JSON | DuplicateKey:
-    mapping = dict(pairs)
-    if len(mapping) == len(pairs):
-        return mapping
-    seen: set[str] = set()
-    for key, _value in pairs:
-        if key in seen:
-            break
-        seen.add(key)
-    return DuplicateKey(key)
-
-
-def check_value(value: Any, depth: int = 0) -> None:
-    """Refuse what JSON or UTF-8 can't carry, wherever in the value it stands."""
-    if depth > NESTING_LIMIT:
-        raise BadInput(TOO_DEEP)
-    if isinstance(value, dict):
-        for key, item in value.items():
-            check_value(key)
-            check_value(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            check_value(item, depth + 1)
-    elif isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadInput("holds half of a surrogate pair, which is no character") from None
-    elif isinstance(value, DuplicateKey):
-        raise BadInput(f"duplicate key {value.key!r}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise BadInput("NaN and infinity are not JSON")
-    elif value is not None and not isinstance(value, (bool, int, float)):
-        raise BadInput(f"YAML reads {value} as a date; quote it")
-
-
 # Reading: JSON and YAML ----------------------------------------------------------------------
 
-SEEMS_JSON = r'[\s\[{]*[\[{]\s*(["\]}]|\Z)'
 TOO_DEEP = f"nested more than {NESTING_LIMIT} levels deep"
-
-
-def read_value(path: str, *, warn: Warn) -> Any:
-    """Return the value that a file holds in JSON or YAML ("-": standard input)."""
-    with at(name_of(path)):
-        return parse_text("".join(decode(read_file(path, warn=warn))))
-
-
-def read_checked(path: str, *, warn: Warn) -> Any:
-    """Return the value that a file holds, if a request can carry it."""
-    value = read_value(path, warn=warn)
-    with at(name_of(path)):
-        check_value(value)
-    return value
+SEEMS_JSON = r'[\s\[{]*[\[{]\s*(["\]}]|\Z)'
 
 
 def parse_text(text: str) -> Any:
@@ -755,13 +664,23 @@ def parse_text(text: str) -> Any:
     except RecursionError:
         raise BadInput(TOO_DEEP) from None
     except ValueError as error:
-        json_error = str(error)
+        json_error = error
     try:
         return parse_yaml(text)
-    except BadInput:
+    except ValueError as yaml_error:
         if re.match(SEEMS_JSON, text):
             raise BadInput(f"not JSON: {json_error}") from None
-        raise
+        raise BadInput(f"not YAML: {yaml_error}") from None
+
+
+def unique(pairs: list[tuple[str, Any]]) -> JSON:
+    """Return the mapping, or raise ValueError if it has a key twice."""
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
+        keys = [key for key, _value in pairs]
+        key = next(key for number, key in enumerate(keys) if key in keys[:number])
+        raise ValueError(f"duplicate key {key!r}")
+    return mapping
 
 
 def load_json(text: str) -> Any:
@@ -782,9 +701,9 @@ def parse_json(text: str) -> Any:
     """Return one JSON value, or a list of several that stand in a row; raise ValueError."""
     decoder = json.JSONDecoder(object_pairs_hook=unique)
     gap = re.compile(r"\s*,?\s*")
-    text = text.strip()
+    text = text.rstrip()
     values = []
-    end = 0
+    end = len(text) - len(text.lstrip())
     while end < len(text):
         try:
             value, end = decoder.raw_decode(text, end)
@@ -801,130 +720,175 @@ def parse_json(text: str) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return the value of a YAML text, or raise BadInput."""
+    """Return the value of a YAML text; raise ValueError, or BadInput for what is not accepted.
+
+    It is built from the parser's events, and the first that is hostile ends it: PyYAML's own
+    loader keeps the last of duplicate keys, and lets aliases and nesting grow without bound.
+    """
     import yaml
 
     # libyaml compares each %TAG with all before it: 64 MiB of them would take hours
     if tag := re.search(r"^%TAG", text, re.MULTILINE):
         line = text.count("\n", 0, tag.start()) + 1
         raise BadInput(f"line {line}: %TAG is not accepted; leave it off")
+    events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     try:
-        return YamlReader(text).read_document()
+        next(events)  # the start of the stream
+        if not isinstance(next(events), yaml.DocumentStartEvent):
+            raise BadInput("empty; expected JSON or YAML")
+        value = build_value(next(events), events)
+        next(events)  # the end of the document
+        event = next(events)
+        if not isinstance(event, yaml.StreamEndEvent):
+            raise not_accepted(event, "a second YAML document; a file holds one conversation")
+        return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         hint = "; quote text with a colon in it" if "mapping values" in str(error) else ""
-        raise BadInput(f"not YAML: {place}{error.problem}{hint}") from None
+        raise ValueError(f"{place}{error.problem}{hint}") from None
     except yaml.reader.ReaderError as error:
-        raise BadInput(f"not YAML: {error.reason} (character {error.position})") from None
+        raise ValueError(f"{error.reason} (character {error.position})") from None
 
 
-YAML_TAG = "tag:yaml.org,2002:"
+def build_value(event: Any, events: Iterator[Any], depth: int = 0) -> Any:
+    """Return the value that begins with the event."""
+    import yaml
+
+    if depth > NESTING_LIMIT:
+        raise not_accepted(event, TOO_DEEP)
+    if isinstance(event, yaml.AliasEvent) or event.anchor:
+        raise not_accepted(event, "anchors and aliases (& and *) are not accepted; repeat the text")
+    if event.tag not in (None, "!"):
+        tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+        raise not_accepted(event, f"the YAML tag {tag} is not accepted; leave it off")
+    if isinstance(event, yaml.ScalarEvent):
+        return build_scalar(event)
+    if isinstance(event, yaml.SequenceStartEvent):
+        items = []
+        while not isinstance(event := next(events), yaml.SequenceEndEvent):
+            items.append(build_value(event, events, depth + 1))
+        return items
+    mapping: JSON = {}
+    while not isinstance(event := next(events), yaml.MappingEndEvent):
+        key = build_value(event, events, depth + 1)
+        if not isinstance(key, str):
+            raise not_accepted(event, f"the key {show(key)} is not text; quote it")
+        if key == "<<":
+            raise not_accepted(event, "merge keys (<<) are not accepted; write the keys out")
+        if key in mapping:
+            raise not_accepted(event, f"duplicate key {key!r}")
+        mapping[key] = build_value(next(events), events, depth + 1)
+    return mapping
+
+
 LONG_NUMBER = 1000  # characters; the time for a number like 1:1:1 grows as its square
 
 
-class YamlReader:
-    """Builds a value from the events of libyaml's parser, and stops at the first that is hostile.
+@functools.cache
+def yaml_scalars() -> tuple[Any, Any]:
+    """Return what tells the type of plain text by YAML 1.1, and what builds the value."""
+    import yaml
 
-    PyYAML's own composer crashes on deep nesting, lets aliases and merge keys grow without bound
-    and keeps the last of duplicate keys.
-    """
+    return yaml.resolver.Resolver(), yaml.constructor.SafeConstructor()
 
-    def __init__(self, text: str) -> None:
-        import yaml
 
-        self.yaml = yaml
-        self.loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
-        self.anchors: dict[str, tuple[Any, int]] = {}  # each with its size
-        self.size = 0  # of what was read: its text, and 64 for each node
-        self.repeated = 0  # of that, what aliases stand for
+def build_scalar(event: Any) -> Any:
+    """Return text, or what YAML 1.1 reads plain text as: a number, a boolean, null, a date."""
+    import yaml
 
-    def read_document(self) -> Any:
-        self.loader.get_event()  # the start of the stream
-        if not self.loader.check_event(self.yaml.DocumentStartEvent):
-            raise BadInput("empty; expected JSON or YAML")
-        self.loader.get_event()
-        value = self.read_node(0)
-        self.loader.get_event()
-        event = self.loader.get_event()
-        if not isinstance(event, self.yaml.StreamEndEvent):
-            raise self.error(event, "a second YAML document; a file holds one conversation")
-        return value
+    if not event.implicit[0] or len(event.value) > LONG_NUMBER:
+        return event.value
+    resolver, constructor = yaml_scalars()
+    tag = resolver.resolve(yaml.ScalarNode, event.value, (True, False))
+    kind = tag.rpartition(":")[2]
+    if kind in ("str", "value", "merge"):
+        return event.value
+    try:
+        return constructor.yaml_constructors[tag](constructor, yaml.ScalarNode(tag, event.value))
+    except (ValueError, LookupError, OverflowError):
+        raise not_accepted(event, f"{show(event.value)} is no valid {kind}") from None
 
-    def read_node(self, depth: int) -> Any:
-        event = self.loader.get_event()
-        if isinstance(event, self.yaml.AliasEvent):
-            return self.read_alias(event)
-        if depth > NESTING_LIMIT:
-            raise self.error(event, TOO_DEEP)
-        before = self.size
-        self.size += 64
-        value: Any
-        if isinstance(event, self.yaml.ScalarEvent):
-            self.size += len(event.value)
-            value = self.read_scalar(event)
-        elif isinstance(event, self.yaml.SequenceStartEvent):
-            self.check_tag(event, "seq")
-            value = list(self.read_items(self.yaml.SequenceEndEvent, depth))
-        else:
-            self.check_tag(event, "map")
-            value = unique(list(self.read_pairs(depth)))
-        if event.anchor:
-            self.anchors[event.anchor] = value, self.size - before
-        return value
 
-    def read_alias(self, event: Any) -> Any:
-        if event.anchor not in self.anchors:
-            raise self.error(event, f"the alias *{event.anchor} stands for nothing above it")
-        value, size = self.anchors[event.anchor]
-        self.size += size
-        self.repeated += size
-        if self.repeated > INPUT_LIMIT:
-            raise self.error(event, f"aliases stand for more than {INPUT_LIMIT // MIB} MiB")
-        return value
-
-    def read_items(self, end: Any, depth: int) -> Iterator[Any]:
-        while not self.loader.check_event(end):
-            yield self.read_node(depth + 1)
-        self.loader.get_event()
-
-    def read_pairs(self, depth: int) -> Iterator[tuple[str, Any]]:
-        event = self.loader.peek_event()
-        items = self.read_items(self.yaml.MappingEndEvent, depth)
-        for key in items:
-            if not isinstance(key, str):
-                raise self.error(event, f"the key {show(key)} is not text; quote it")
-            if key == "<<":
-                raise self.error(event, "merge keys (<<) are not accepted; write the keys out")
-            yield key, next(items)
-            event = self.loader.peek_event()
-
-    def read_scalar(self, event: Any) -> Any:
-        """Return text, or what YAML 1.1 reads plain text as: a number, a boolean, null, a date."""
-        tag = event.tag
-        if tag not in (None, "!"):
-            self.check_tag(event, "str", "int", "float", "bool", "null")
-        elif event.implicit[0] and len(event.value) <= LONG_NUMBER:
-            tag = self.loader.resolve(self.yaml.ScalarNode, event.value, (True, False))
-        if tag in (None, "!", *[YAML_TAG + name for name in ("str", "value", "merge")]):
-            return event.value
-        try:
-            if len(event.value) > LONG_NUMBER:
-                raise ValueError
-            return self.loader.construct_object(self.yaml.ScalarNode(tag, event.value))
-        except (ValueError, LookupError, OverflowError):
-            name = tag.removeprefix(YAML_TAG)
-            raise self.error(event, f"{show(event.value)} is no valid {name}") from None
-
-    def check_tag(self, event: Any, *names: str) -> None:
-        if event.tag not in (None, "!") and event.tag not in {YAML_TAG + name for name in names}:
-            raise self.error(event, f"the YAML tag {event.tag} is not accepted; leave it off")
-
-    def error(self, event: Any, message: str) -> BadInput:
-        return BadInput(f"line {event.start_mark.line + 1}: {message}")
+def not_accepted(event: Any, message: str) -> BadInput:
+    return BadInput(f"line {event.start_mark.line + 1}: {message}")
 
 
 # Asking --------------------------------------------------------------------------------------
+
+
+def request_fields(
+    *,
+    model: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    schema: str | None,
+    stream: bool | None,
+    params: Iterable[str],
+) -> JSON:
+    """Return the request fields that the options give, each by one of them."""
+    given = {
+        "model": model,
+        "temperature": temperature,
+        "max_completion_tokens": max_tokens,
+        "response_format": read_schema(schema) if schema else None,
+        "stream": stream,
+    }
+    fields = {name: value for name, value in given.items() if value is not None}
+    more = read_params(params)
+    taken = fields.keys() | (TOKEN_LIMITS if TOKEN_LIMITS & fields.keys() else set())
+    for name in taken & more.keys():
+        raise BadInput(f"-p {name}: the option for this field is given too; drop one")
+    return fields | more
+
+
+def read_params(params: Iterable[str]) -> JSON:
+    """Return the request fields that NAME=VALUE and NAME=@FILE stand for; a later one wins."""
+    fields: JSON = {}
+    for param in params:
+        name, equals, value = param.partition("=")
+        if not (name and equals):
+            raise BadInput(f"-p {param}: expected NAME=VALUE or NAME=@FILE")
+        with at(f"-p {name}"):
+            if name in CONVERSATION:
+                raise BadInput(
+                    "not a field for an option; messages come from -s, -f and the prompt"
+                )
+            check_field_name(name)
+            is_file = value.startswith("@")
+            fields[name] = read_value(value[1:]) if is_file else parse_param(value)
+            check_value(fields[name])
+    warn_of_unknown(fields, place="-p")
+    return fields
+
+
+def parse_param(value: str) -> Any:
+    """Return the value of JSON, or else the text as it is."""
+    try:
+        return load_json(value)
+    except RecursionError:
+        raise BadInput(TOO_DEEP) from None
+    except ValueError:
+        return value
+
+
+def read_schema(path: str) -> JSON:
+    """Return the request field for a JSON Schema: https://docs.x.ai/docs/guides/structured-outputs."""
+    schema = read_value(path)
+    if not isinstance(schema, dict):
+        raise BadInput(f"{name_of(path)}: expected a JSON Schema, found {show(schema)}")
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "reply", "schema": schema, "strict": True},
+    }
+
+
+def read_value(path: str) -> Any:
+    """Return the value that a file holds in JSON or YAML ("-": standard input)."""
+    with at(name_of(path)):
+        value = parse_text(decode(read_file(path)))
+        check_value(value)
+        return value
 
 
 TOKEN_LIMITS = {"max_completion_tokens", "max_tokens"}  # the same under its old name
@@ -942,117 +906,83 @@ def build_body(messages: list[JSON], *, fields: JSON, options: JSON) -> JSON:
     return {"model": default_model(), "messages": messages, **fields, **options}
 
 
-def merge_options(options: JSON, params: JSON) -> JSON:
-    """Return the request fields of the command line, each given by one option."""
-    given = {name: value for name, value in options.items() if value is not None}
-    taken = given.keys() | (TOKEN_LIMITS if TOKEN_LIMITS & given.keys() else set())
-    for name in taken & params.keys():
-        raise BadInput(f"-p {name}: the option for this field is given too; drop one")
-    return given | params
-
-
 def default_model() -> str:
-    model = os.environ.get("XCHAT_MODEL", "").strip() or MODEL
     with at("XCHAT_MODEL"):
-        check_value(model)
-    return model
+        return as_text(os.environ.get("XCHAT_MODEL", "")).strip() or MODEL
 
 
-def choose_stream(body: JSON, wanted: bool | None, *, is_live: bool) -> None:
-    """Ask for a stream or not: as the option says, else a field, else as the output is live."""
-    if wanted or (wanted is None and is_live and "stream" not in body):
+# What the API is asked for, and whether each piece of text is written as it arrives ("live") or
+# all at the end:
+#
+#                    --stream         --no-stream   neither     neither, but a field "stream"
+#   to a terminal    stream, live     no stream     like --stream      as it says, live
+#   elsewhere        stream, live     no stream     no stream          as it says, live
+#   -x, -o           stream           no stream     no stream          as it says
+#   --json           is an error      no stream     no stream          as it says
+def choose_stream(body: JSON, option: bool | None, *, is_held: bool) -> bool:
+    """Ask for a stream or not; return whether the text is written live."""
+    if option or (option is None and "stream" not in body and os.isatty(1) and not is_held):
         body["stream"] = True
         body.setdefault("stream_options", {"include_usage": True})
-    elif wanted is False:
+    elif option is False:
         body.pop("stream", None)
         body.pop("stream_options", None)
+    return bool(body.get("stream")) and not is_held
 
 
-PROMPT = "\ud800"  # stands for the prompt; no other text has it, as it is no character
+def encode_body(body: JSON) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def encode_body(body: JSON, prompt: bytearray) -> bytearray:
-    """Return the body in UTF-8, with the prompt, which becomes a part of it."""
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    begin, _, end = text.partition(PROMPT)
-    prompt[:0] = begin.encode()  # in place: another 50 MB of it would be copied
-    prompt += end.encode()
-    return prompt
-
-
-class StatusLine:
-    """Says on a terminal what a run waits for, until there is output; else it says nothing."""
-
-    def __init__(self, model: str, *, quiet: bool) -> None:
-        import threading
-
-        is_dumb = os.environ.get("TERM", "dumb") == "dumb"
-        self.is_wanted = not (quiet or is_dumb or sys.stderr is None) and os.isatty(2)
-        self.is_waiting = self.is_drawn = False
-        self.activity = f"waiting for {model}"
-        self.start = self.drawn = time.monotonic()
-        self.lock = threading.Lock()  # a thread draws it, the main one erases it
-
-    def begin(self) -> None:
-        self.is_waiting = self.is_wanted
-
-    def tick(self) -> None:
-        """Draw the line if it was not for a second."""
-        now = time.monotonic()
-        with self.lock:
-            if self.is_waiting and now >= self.drawn + 1:
-                self.drawn, self.is_drawn = now, True
-                line = re.sub(UNPRINTABLE, " ", f"{self.activity}, {now - self.start:.0f} s")
-                width = (os.get_terminal_size(2).columns or 80) - 1
-                write_error("\r\x1b[K" + line.encode("ascii", "replace").decode()[:width])
-
-    def end(self) -> None:
-        """Make place for output."""
-        if self.is_waiting:
-            with self.lock:
-                self.is_waiting = False
-                if self.is_drawn:
-                    self.is_drawn = False
-                    write_error("\r\x1b[K")
+# Two threads carry out an exchange.  One is exchange(): it connects, posts the body, waits for the
+# headers, and then for nothing but the deadline, when it shuts the connection down.  The other is
+# the main thread, in fetch() and then read_blocks(): it waits for the headers and reads the body,
+# and draws the status line meanwhile.  That makes two, because nothing interrupts a look-up of the
+# host, and because the deadline must hold whatever else blocks: a header that drips, a block that
+# does not decompress to a single byte.
+#
+# The gate is a lock for each attempt, which is taken once: by exchange() as it sends the first
+# byte of the request, or else by the main thread as it gives up waiting for a connection.  Who
+# comes too late stops.  So a request that is given up for want of a connection is never sent, and
+# one that may have been sent is never repeated:
+#
+#   what ended the attempt                     the gate      the body is posted again, if asked for
+#   no connection within 10 s                  main's        yes
+#   the connection failed, or TLS              free          yes, unless a certificate is at fault
+#   no headers by the deadline                 exchange's    no
+#   the connection failed after that           exchange's    no
+#   a status that is not 2xx                   exchange's    as refusal() says
+#   anything in or after a body of 2xx         exchange's    no
 
 
 def ask(
-    server: Server,
-    body: bytearray,
-    reply: Reply,
-    *,
-    raw: bool,
-    timeout: float,
-    retries: int,
-    status: StatusLine,
-    warn: Warn,
+    server: Server, data: bytes, reply: Reply, *, model: str, timeout: float, retries: int
 ) -> Iterator[str]:
     """Post the body and yield the text of the reply, piece by piece as it comes.
 
-    A reply that is not whole ends in a Failure.  raw: yield the body of the response in place of
-    the text.  timeout is in seconds, from the first look-up of the host to the last byte.  The
-    body is posted again, at most retries times, where it cannot have produced a reply.
+    A reply that is not whole ends in a Failure.  timeout is in seconds, from the first look-up of
+    the host to the last byte.  The body is posted again, at most retries times, where it cannot
+    have produced a reply.
     """
-    clock = Clock(timeout, status.tick)
+    wait = Wait(timeout, activity=f"waiting for {model}")
     for attempt in range(retries + 1):
         reply.request_id = None
-        status.begin()
+        wait.begin()
         try:
-            response = fetch(server, body, clock=clock)
+            response = fetch(server, data, wait)
             reply.request_id = response.headers.get("x-request-id")
-            blocks = read_blocks(response, clock)
-            yield from read_reply(response, blocks, reply, raw=raw, status=status)
+            yield from read_reply(response, read_blocks(response, wait), reply, wait)
             return
         except Failure as failure:
             suffix = f" (request id {reply.request_id})" if reply.request_id else ""
             message = f"{server.host}: {hide(failure.message + suffix, server.key)}"
-            wait = seconds_to_wait(failure, attempt)
-            if attempt == retries or wait is None or wait > clock.seconds_left():
+            seconds = seconds_to_wait(failure, attempt)
+            if attempt == retries or seconds is None or seconds > wait.seconds_left():
                 raise type(failure)(message) from None
         finally:
-            status.end()
-        warn(f"{message}; trying again in {wait:.1f} s")
-        time.sleep(wait)
+            wait.end()
+        log.warning(f"{message}; trying again in {seconds:.1f} s")
+        time.sleep(seconds)
 
 
 def seconds_to_wait(failure: Failure, attempt: int) -> float | None:
@@ -1065,34 +995,38 @@ def seconds_to_wait(failure: Failure, attempt: int) -> float | None:
     return (failure.repeat_after or backoff) + random.uniform(0, backoff)
 
 
-def hide(text: str, key: str) -> str:
-    """Return the text without the key, which servers echo."""
-    if len(key) > 7:
-        return text.replace(key, "[the key]")
-    # as short as this, a local server's key may well be a part of words
-    return re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", "[the key]", text) if key else text
+class Wait:
+    """What goes on while we wait: the time runs out, and a terminal is told what we wait for.
 
+    seconds_left, late       the deadline of the run
+    get                      an event of another thread, if it comes in time
+    watch                    shuts a connection down at the deadline
+    begin, activity, end     the status line, drawn once a second by either thread; end() erases it
+    """
 
-class Clock:
-    """Waits until the deadline; on_tick is called about once a second meanwhile."""
+    def __init__(self, timeout: float, *, activity: str) -> None:
+        import threading
 
-    def __init__(self, timeout: float, on_tick: Callable[[], None]) -> None:
         self.timeout = timeout
-        self.deadline = time.monotonic() + timeout
-        self.on_tick = on_tick
+        self.start = self.drawn = time.monotonic()
         self.is_late = False
+        self.activity = activity
+        is_dumb = os.environ.get("TERM", "dumb") == "dumb" or sys.stderr is None
+        self.is_wanted = not is_dumb and os.isatty(2) and log.isEnabledFor(logging.WARNING)
+        self.is_waiting = self.is_drawn = False
+        self.lock = threading.Lock()  # one thread draws the line, another erases it
 
     def seconds_left(self) -> float:
-        return max(self.deadline - time.monotonic(), 0)
+        return max(self.start + self.timeout - time.monotonic(), 0)
 
     def late(self) -> NoAnswer:
         return NoAnswer(f"no answer within {self.timeout:g} s; --timeout gives it more")
 
-    def wait_for(self, events: queue.SimpleQueue[Any], *, at_most: float = math.inf) -> Any:
+    def get(self, events: queue.SimpleQueue[Any], *, at_most: float = math.inf) -> Any:
         """Return the next event, or raise it if it is an exception; queue.Empty: it is late."""
         import queue
 
-        end = min(time.monotonic() + at_most, self.deadline)
+        end = time.monotonic() + min(at_most, self.seconds_left())
         while True:
             left = end - time.monotonic()
             try:
@@ -1100,7 +1034,7 @@ class Clock:
             except queue.Empty:
                 if left <= 1:
                     raise
-                self.on_tick()
+                self.draw()
                 continue
             if isinstance(event, BaseException):
                 raise event
@@ -1112,13 +1046,35 @@ class Clock:
 
         while left := self.seconds_left():
             time.sleep(min(left, 1))
-            self.on_tick()
+            self.draw()
         self.is_late = True
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
 
+    def begin(self) -> None:
+        self.is_waiting = self.is_wanted
 
-def fetch(server: Server, body: bytearray, *, clock: Clock) -> requests.Response:
+    def draw(self) -> None:
+        """Draw the line if it was not for a second."""
+        now = time.monotonic()
+        with self.lock:
+            if self.is_waiting and now >= self.drawn + 1:
+                self.drawn, self.is_drawn = now, True
+                line = re.sub(UNPRINTABLE, " ", f"{self.activity}, {now - self.start:.0f} s")
+                width = (os.get_terminal_size(2).columns or 80) - 1
+                write_error(ERASE_LINE + line.encode("ascii", "replace").decode()[:width])
+
+    def end(self) -> None:
+        """Make place for output."""
+        if self.is_waiting:
+            with self.lock:
+                self.is_waiting = False
+                if self.is_drawn:
+                    self.is_drawn = False
+                    write_error(ERASE_LINE)
+
+
+def fetch(server: Server, data: bytes, wait: Wait) -> requests.Response:
     """Post the body once and return the response as soon as its headers are there."""
     import queue
     import ssl
@@ -1127,19 +1083,19 @@ def fetch(server: Server, body: bytearray, *, clock: Clock) -> requests.Response
     from requests.exceptions import InvalidSchema, ProxyError
 
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    gate = threading.Lock()  # taken by who connects in time, or else by who gives up waiting
-    args = (server, Body(body, gate), clock, events.put)
+    gate = threading.Lock()
+    args = (server, Body(data, gate), wait, events.put)
     threading.Thread(target=exchange, args=args, daemon=True).start()
-    limit = min(CONNECT_TIMEOUT, clock.timeout)
+    limit = min(CONNECT_TIMEOUT, wait.timeout)
     try:
         try:
-            response = clock.wait_for(events, at_most=limit)
+            response = wait.get(events, at_most=limit)
         except queue.Empty:
             if gate.acquire(blocking=False):
                 raise NoAnswer(f"no connection within {limit:g} s", repeat_after=0) from None
-            response = clock.wait_for(events)
+            response = wait.get(events)
     except queue.Empty:
-        raise clock.late() from None
+        raise wait.late() from None
     except (ProxyError, InvalidSchema) as error:
         raise NoAnswer(f"the proxy failed: {explain(error)}", repeat_after=0) from None
     except wire_errors() as error:
@@ -1159,7 +1115,7 @@ def wire_errors() -> tuple[type[Exception], ...]:
 class Body:
     """The bytes to post; the first read takes the gate, as the connection stands, TLS included."""
 
-    def __init__(self, data: bytearray, gate: threading.Lock) -> None:
+    def __init__(self, data: bytes, gate: threading.Lock) -> None:
         self.rest = memoryview(data)
         self.gate: threading.Lock | None = gate
 
@@ -1174,12 +1130,8 @@ class Body:
         return bytes(block)
 
 
-def exchange(server: Server, body: Body, clock: Clock, on_event: Callable[[Any], None]) -> None:
-    """Post the body, hand over the response or an exception, and watch the clock.
-
-    In a thread, as the deadline holds whatever blocks: a look-up, a header that drips, a block
-    that does not decompress to a single byte.
-    """
+def exchange(server: Server, body: Body, wait: Wait, on_event: Callable[[Any], None]) -> None:
+    """Post the body, hand over the response or an exception, and watch the clock."""
     import socket
 
     import requests
@@ -1203,7 +1155,7 @@ def exchange(server: Server, body: Body, clock: Clock, on_event: Callable[[Any],
         on_event(error)
     else:
         if connection:
-            clock.watch(connection)
+            wait.watch(connection)
 
 
 def request_headers(key: str) -> dict[str, str]:
@@ -1235,7 +1187,7 @@ def make_adapter() -> requests.adapters.HTTPAdapter:
 
 
 def keepalive_options() -> list[tuple[int, int, int]]:
-    """Return the socket options that probe a silent connection, lest middleboxes forget it."""
+    """Return the socket options that probe a silent connection: middleboxes forget idle ones."""
     import socket
 
     idle, interval = KEEPALIVE
@@ -1245,24 +1197,6 @@ def keepalive_options() -> list[tuple[int, int, int]]:
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         *[(socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in options.items()],
     ]
-
-
-def read_blocks(response: requests.Response, clock: Clock) -> Iterator[bytes]:
-    """Yield the blocks of a body as they arrive, and raise a Failure unless it ends well."""
-    size = 0
-    try:
-        if "," in response.headers.get("content-encoding", ""):
-            raise ValueError("compressed more than once")  # as a bomb is
-        while block := response.raw.read1(BLOCK, decode_content=True):
-            yield block
-            size += len(block)
-            if size > REPLY_LIMIT:
-                raise BadReply(f"the reply has more than {REPLY_LIMIT // MIB} MiB")
-    except wire_errors() as error:
-        if not clock.is_late:
-            raise BadReply(f"the reply is cut short: {explain(error)}") from None
-    if clock.is_late:
-        raise clock.late()
 
 
 def root_of(error: BaseException) -> BaseException:
@@ -1295,194 +1229,115 @@ def explain(error: BaseException) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
 
 
-# Replying ------------------------------------------------------------------------------------
+# Replying: the response ----------------------------------------------------------------------
 
 
 class Reply:
-    """What is known of the reply so far."""
+    """What is known of the reply so far.  Of the choices, only the first counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_body: bool = False) -> None:
         self.start = time.monotonic()
         self.request_id: str | None = None
-        self.texts: list[str] = []  # the pieces of the first choice's
+        self.texts: list[str] = []
         self.model: Any = None
         self.usage: JSON = {}
+        self.has_message = False
+        self.finish_reason: Any = None
+        self.refusal = ""
+        self.tool_calls: Any = None
+        self.body: bytearray | None = bytearray() if keep_body else None
 
     @property
     def text(self) -> str:
         return "".join(self.texts)
 
-    def note(self, value: JSON) -> None:
-        """Note what a completion or a chunk of one says beside the text; the last word counts."""
-        self.model = value.get("model") or self.model
-        self.usage = mapping_in(value, "usage") or self.usage
 
-
-def mapping_in(value: JSON, name: str) -> JSON:
-    item = value.get(name)
-    return item if isinstance(item, dict) else {}
-
-
-BOM = b"\xef\xbb\xbf"
+def read_blocks(response: requests.Response, wait: Wait) -> Iterator[bytes]:
+    """Yield the blocks of a body as they arrive, and raise a Failure unless it ends well."""
+    size = 0
+    try:
+        if "," in response.headers.get("content-encoding", ""):
+            raise ValueError("compressed more than once")  # as a bomb is
+        while block := response.raw.read1(BLOCK, decode_content=True):
+            yield block
+            size += len(block)
+            if size > REPLY_LIMIT:
+                raise BadReply(f"the reply has more than {REPLY_LIMIT // MIB} MiB")
+    except wire_errors() as error:
+        if not wait.is_late:
+            raise BadReply(f"the reply is cut short: {explain(error)}") from None
+    if wait.is_late:
+        raise wait.late()
 
 
 def read_reply(
-    response: requests.Response,
-    blocks: Iterator[bytes],
-    reply: Reply,
-    *,
-    raw: bool,
-    status: StatusLine,
+    response: requests.Response, blocks: Iterator[bytes], reply: Reply, wait: Wait
 ) -> Iterator[str]:
-    """Yield the text of the reply, or its body; then raise a Failure if that is not all of it."""
+    """Yield the text of the reply as it comes; raise a Failure if that is not all of it."""
     if not 200 <= response.status_code < 300:
         raise refusal(response, blocks)
-    seen: list[bytes] = []
-    if raw:
-        blocks = keep(blocks, seen)
-    is_stream = "event-stream" in response.headers.get("content-type", "")
-    texts = read_texts(blocks, reply, status, is_stream=is_stream)
-    for piece in bodies(texts, seen) if raw else texts:
-        if piece:
-            status.end()
-            yield piece
-
-
-def keep(blocks: Iterable[bytes], seen: list[bytes]) -> Iterator[bytes]:
-    for block in blocks:
-        seen.append(block)
-        yield block
-
-
-def bodies(texts: Iterable[str], seen: list[bytes]) -> Iterator[str]:
-    """Yield what was seen of the body so far, each time that a text comes of it, and at its end."""
-    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    failure = None
-    try:
-        for _text in texts:
-            yield decoder.decode(b"".join(seen))
-            seen.clear()
-    except Failure as error:
-        failure = error
-    yield decoder.decode(b"".join(seen), final=True)
-    if failure:
-        raise failure
-
-
-def read_texts(
-    blocks: Iterator[bytes], reply: Reply, status: StatusLine, *, is_stream: bool
-) -> Iterator[str]:
-    """Yield the text of the reply, and "" where an event has none; note what else it says."""
-    head, blocks = peek(blocks)
-    if head[:1] in (b"{", b"<") or not (is_stream or re.match(rb"data|event|id|retry|:", head)):
-        texts = read_completion(b"".join(blocks), reply)
-    else:
-        texts = read_stream(blocks, reply, status)
-    for text in texts:
-        text = without_surrogates(text)
-        reply.texts.append(text)
+    if reply.body is not None:
+        blocks = map(functools.partial(keep, reply.body), blocks)
+    for text in read_texts(blocks, reply, wait):
+        wait.end()
         yield text
 
 
-def without_surrogates(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return re.sub("[\ud800-\udfff]", "\ufffd", text)
-    return text
+def keep(body: bytearray, block: bytes) -> bytes:
+    body += block
+    return block
 
 
-def peek(blocks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
-    """Return what the body begins with, white space and a byte-order mark aside, and all of it."""
-    seen, head = [], b""
-    while not head and (block := next(blocks, b"")):
-        seen.append(block)
-        head = block.lstrip(BOM + b" \t\r\n")
-    return head, itertools.chain(seen, blocks)
+def read_texts(blocks: Iterator[bytes], reply: Reply, wait: Wait) -> Iterator[str]:
+    """Yield the pieces of the text as they come, and note in the reply what else does.
 
-
-def read_completion(body: bytes, reply: Reply) -> Iterator[str]:
-    """Yield the text of the first choice of a completion.
-
-    The body is a ChatResponse: https://docs.x.ai/docs/api-reference#chat-completions.
-    """
-    value = parse_reply(body)
-    reply.note(value)
-    try:
-        choice = value["choices"][0]
-        message = dict(choice["message"])
-        text = message.get("content") or ""
-    except (LookupError, TypeError, ValueError):
-        raise BadReply(f"not a completion: {excerpt(body)}") from None
-    if not isinstance(text, str):
-        raise BadReply(f"not a completion: {excerpt(body)}")
-    if text:
-        yield text
-    check_finish(choice.get("finish_reason"), message, is_empty=not text)
-
-
-def read_stream(blocks: Iterator[bytes], reply: Reply, status: StatusLine) -> Iterator[str]:
-    """Yield the text of the first choice of a streamed completion, as it comes.
-
-    The events are ChatResponseChunks: https://docs.x.ai/docs/guides/streaming-response. With a
+    A completion is a stream of one event: a ChatResponse for a body that is no stream,
+    ChatResponseChunks for one that is, https://docs.x.ai/docs/guides/streaming-response.  With a
     finish reason the text is whole; whatever goes wrong after it does not matter.
     """
-    message: JSON = {}
-    is_done, is_empty = False, True
     failure = None
+    is_done = False
+    half = ""  # of a surrogate pair, which servers in JavaScript split over two events
+    last = b""
     try:
         for events in read_events(blocks):
-            texts = []
+            text = half
             try:
                 for data in events:
                     is_done = is_done or data == b"[DONE]"
                     if not is_done:
-                        chunk = parse_reply(data)
-                        reply.note(chunk)
-                        texts.append(add_chunk(message, chunk, status))
+                        last = data
+                        text += add_event(reply, data, wait)
             except Failure as error:
                 failure = error
-            text = "".join(texts)
-            is_empty = is_empty and not text
-            yield text
+            half = text[-1] if "\ud800" <= text[-1:] <= "\udbff" else ""
+            if text := without_surrogates(text.removesuffix(half)):
+                reply.texts.append(text)
+                yield text
             if is_done or failure:
                 break
     except Failure as error:
         failure = error
-    finish_reason = message.get("finish_reason")
-    if failure and not finish_reason:
+    if half:
+        reply.texts.append("\ufffd")
+        yield "\ufffd"
+    if failure and not reply.finish_reason:
         raise failure
-    if not (is_done or finish_reason):
+    if not (is_done or reply.finish_reason):
         raise BadReply("the reply is cut short: the stream ended without a finish reason")
-    check_finish(finish_reason, message, is_empty=is_empty)
-
-
-def add_chunk(message: JSON, chunk: JSON, status: StatusLine) -> str:
-    """Return the text that a chunk has of the first choice; note in the message what else."""
-    text = ""
-    choices = chunk.get("choices")
-    for choice in choices if isinstance(choices, list) else []:
-        if not isinstance(choice, dict) or choice.get("index"):
-            continue
-        message["finish_reason"] = choice.get("finish_reason") or message.get("finish_reason")
-        delta = mapping_in(choice, "delta")
-        content = delta.get("content")
-        text += content if isinstance(content, str) else ""
-        if isinstance(delta.get("refusal"), str):
-            message["refusal"] = message.get("refusal", "") + delta["refusal"]
-        if delta.get("tool_calls"):
-            message["tool_calls"] = delta["tool_calls"]
-        if delta.get("reasoning_content"):
-            status.activity = "thinking"
-    return text
+    if last and not reply.has_message:
+        raise BadReply(f"not a completion: {excerpt(last)}")
+    check_finish(reply)
 
 
 def read_events(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Yield the data of the server-sent events that end in each block.
 
-    By https://html.spec.whatwg.org/#server-sent-events; but a final [DONE] needs no blank line.
+    By https://html.spec.whatwg.org/#server-sent-events, but the end of the stream ends its last
+    event, if that is whole.  A body without an event is the data of one, with [DONE] after it.
     """
     data: list[bytes] = []
+    head: list[bytes] | None = []  # the lines so far, while there was no event
     for lines in read_lines(blocks):
         events = []
         for line in lines:
@@ -1492,9 +1347,27 @@ def read_events(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
                 if any(data):
                     events.append(b"\n".join(data))
                 data = []
-        yield events
-    if data == [b"[DONE]"]:
-        yield data
+        if events:
+            yield events
+            head = None
+        elif head is not None:
+            head += lines
+    last = b"\n".join(data)
+    if last == b"[DONE]" or is_json(last):
+        yield [last]
+    elif head is not None and not re.match(rb"\s*(data|event|id|retry)?:", b"\n".join(head[:9])):
+        yield [b"\n".join(head), b"[DONE]"]
+
+
+def is_json(data: bytes) -> bool:
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+BOM = b"\xef\xbb\xbf"
 
 
 def read_lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -1519,31 +1392,89 @@ def read_lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
     yield [b"".join(begin)]
 
 
-def parse_reply(body: bytes) -> JSON:
+def add_event(reply: Reply, data: bytes, wait: Wait) -> str:
+    """Return the text that a completion or a chunk of one has; note in the reply what else."""
+    value = parse_reply(data, has_begun=bool(reply.texts))
+    reply.model = value.get("model") or reply.model
+    reply.usage = mapping_in(value, "usage") or reply.usage
+    choices = value.get("choices")
+    choice: JSON = next(filter(is_first, choices), {}) if isinstance(choices, list) else {}
+    reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
+    message = choice.get("delta") or choice.get("message")
+    if not isinstance(message, dict):
+        reply.has_message = reply.has_message or "delta" in choice
+        return ""
+    reply.has_message = True
+    reply.refusal += text_in(message.get("refusal"))
+    reply.tool_calls = message.get("tool_calls") or reply.tool_calls
+    if message.get("reasoning_content"):
+        wait.activity = "thinking"
+    return text_in(message.get("content"))
+
+
+def is_first(choice: Any) -> bool:
+    """Say whether it is the choice with index 0, which a server of a single one may leave out."""
+    return isinstance(choice, dict) and not choice.get("index")
+
+
+def text_in(content: Any) -> str:
+    """Return the text of a message's content, which may be a list of parts."""
+    if isinstance(content, list):
+        return "".join(text_in(part.get("text")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def mapping_in(value: JSON, name: str) -> JSON:
+    item = value.get(name)
+    return item if isinstance(item, dict) else {}
+
+
+def without_surrogates(text: str) -> str:
+    """Return the text with its surrogate pairs joined, and U+FFFD for half of one."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def parse_reply(data: bytes, *, has_begun: bool) -> JSON:
     """Return a completion or a chunk of one as JSON; an error object raises what it means."""
     try:
-        value = json.loads(body.removeprefix(BOM).decode(errors="replace"))
+        value = json.loads(data.removeprefix(BOM).decode(errors="replace"))
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise BadReply(f"not a completion: {excerpt(body)}")
+        cut_short = "the reply is cut short: " if has_begun else ""
+        raise BadReply(f"{cut_short}not a completion: {excerpt(data)}")
     if value.get("error") and not value.get("choices"):
         raise error_in_reply(value)
     return value
 
 
-def check_finish(reason: Any, message: JSON, *, is_empty: bool) -> None:
+def check_finish(reply: Reply) -> None:
     """Raise BadReply when what came is not a whole reply."""
+    reason = reply.finish_reason
     if reason == "length":
         raise BadReply("the reply is cut off at the token limit (finish reason 'length')")
     if reason == "content_filter":
         raise BadReply("the reply is cut off by the content filter")
-    if is_empty and message.get("tool_calls"):
+    if not reply.texts and reply.tool_calls:
         raise BadReply("the reply is a call of a tool, not text")
-    if is_empty:
-        why = message.get("refusal") or (reason and f"finish reason {reason!r}")
+    if not reply.texts:
+        why = reply.refusal or (reason and f"finish reason {reason!r}")
         raise BadReply(f"the reply is empty{f': {why}' if why else ''}")
 
+
+def excerpt(body: bytes) -> str:
+    """Return the begin of what should have been a completion."""
+    text = body[:ERROR_LIMIT].decode(errors="replace").strip()
+    if text.startswith("<"):
+        return "a page of HTML; a login page of the network?"
+    return text or "an empty body"
+
+
+# Replying: errors ----------------------------------------------------------------------------
 
 # a 429 or an error in a 200 says only in words that it is not about the rate
 NO_CREDIT = r"(?i)\bcredits?\b|spending limit|insufficient_quota"
@@ -1625,12 +1556,78 @@ def words_in(value: Any, depth: int = 0) -> str:
     return ""
 
 
-def excerpt(body: bytes) -> str:
-    """Return the begin of what should have been a completion."""
-    text = body[:ERROR_LIMIT].decode(errors="replace").strip()
-    if text.startswith("<"):
-        return "a page of HTML; a login page of the network?"
-    return text or "an empty body"
+# Replying: the output ------------------------------------------------------------------------
+
+
+def receive(texts: Iterator[str], *, is_live: bool) -> Failure | None:
+    """Take in the reply, and write each piece as it comes if that is wanted, with a final newline.
+
+    The failure is returned, not raised, as the reply is dealt with whether it is whole or not.
+    """
+    end = b"\n"
+    try:
+        for text in texts:
+            if is_live:
+                end = text[-1:].encode()  # first: an interrupt may come between
+                write_output(text.encode())
+    except Failure as failure:
+        return failure
+    except Interrupt:
+        if not os.isatty(1):  # a pipe may be full for ever
+            end = b"\n"
+        raise
+    finally:
+        if end != b"\n":
+            with contextlib.suppress(Failure):
+                write_output(b"\n")
+    return None
+
+
+def deliver(
+    reply: Reply,
+    failure: Failure | None,
+    *,
+    output: str | None,
+    added: contextlib.AbstractContextManager[None],
+    is_live: bool,
+    extract: bool,
+    is_json: bool,
+) -> Failure | None:
+    """Write what is not written yet of the reply; return the failure so far, or a new one.
+
+    What is not whole goes to standard output, but replaces no file and is added to none.
+    """
+    try:
+        text = extract_code(reply.text) if extract else reply.text
+        failure = failure or (json_failure(text) if is_json else None)
+        data = text.encode() if reply.body is None else bytes(reply.body)
+        data = b"" if is_live else data if data.endswith(b"\n") or not data else data + b"\n"
+        if failure is None:
+            write(data, output, added=added)
+        elif output is None:
+            write(data, None)
+    except Failure as error:
+        return failure or error
+    return failure
+
+
+NOTHING = contextlib.nullcontext()
+
+
+def write(
+    data: bytes,
+    output: str | None,
+    *,
+    added: contextlib.AbstractContextManager[None] = NOTHING,
+) -> None:
+    """Write the data; then replace the output file and the one that is added to, both or none."""
+    if output is None:
+        if data:
+            write_output(data)
+        with added:
+            return
+    with added, at(output, BadReply), replaced(output, data, mode=0o666):
+        pass
 
 
 # begins a block of code; in a list it may be indented, or stand behind the item's bullet
@@ -1654,67 +1651,29 @@ def extract_code(text: str) -> str:
     return re.sub(rf"(?m)^[ \t]{{1,{indent}}}", "", inside) if indent else inside
 
 
-def check_json(pieces: Iterable[str], reply: Reply, *, extract: bool) -> Iterator[str]:
-    """Pass on the pieces, and raise BadReply at the end if the reply is not JSON."""
-    yield from pieces
+def json_failure(text: str) -> Failure | None:
+    """Return the failure of a text that should be JSON and is not."""
     try:
-        load_json(extract_code(reply.text) if extract else reply.text)
-    except (ValueError, RecursionError) as error:
-        raise BadReply(f"the reply is not JSON: {error}") from None
+        load_json(text)
+    except (ValueError, RecursionError):
+        return BadReply("the reply is not JSON")
+    return None
 
 
-def whole(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield all pieces as one that ends in a newline, those of a reply that is not whole too."""
-    held = []
-    failure = None
-    try:
-        for piece in pieces:
-            held.append(piece)
-    except Failure as error:
-        failure = error
-    if text := "".join(held):
-        yield text if text.endswith("\n") else f"{text}\n"
-    if failure:
-        raise failure
-
-
-def write_reply(pieces: Iterable[str]) -> None:
-    """Write each piece of the reply as it comes, and a final newline."""
-    end = "\n"
-    try:
-        for piece in pieces:
-            end = piece[-1:]  # first, lest an interrupt comes between
-            write_output(piece)
-    except Interrupt:
-        if not os.isatty(1):  # a pipe may be full for ever
-            end = "\n"
-        raise
-    finally:
-        if end not in ("", "\n"):
-            write_output("\n")
-
-
-def write_output(text: str) -> None:
-    """Write all of the text to standard output, or raise BadReply; die when its reader is gone."""
+def write_output(data: bytes) -> None:
+    """Write all of it to standard output, or raise BadReply; die when its reader is gone."""
     check_output(None)
     try:
-        write_text(1, text)
+        write_bytes(1, data)
     except BrokenPipeError:
         die_of(signal.SIGPIPE)
     except OSError as error:
         raise BadReply(f"standard output: {error.strerror}") from None
 
 
-def write_text(fd: int, text: str) -> None:
-    write_bytes(fd, encode_output(show_controls(text) if os.isatty(fd) else text))
-
-
-def encode_output(text: str) -> bytes:
-    """Return the bytes that a reply's text or body came from."""
-    return text.encode(errors="surrogateescape")
-
-
 def write_bytes(fd: int, data: bytes) -> None:
+    if os.isatty(fd):
+        data = show_controls(data.decode(errors="replace")).encode()
     rest = memoryview(data)
     while rest:
         try:
@@ -1723,9 +1682,8 @@ def write_bytes(fd: int, data: bytes) -> None:
             select.select([], [fd], [])
 
 
-# what could move the cursor, set the title or reverse the text of a terminal; and bytes of a body
-# that are not UTF-8
-CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\udc80-\udcff]"
+# what could move the cursor, set the title or reverse the text of a terminal
+CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]"
 
 
 def show_controls(text: str) -> str:
@@ -1733,31 +1691,21 @@ def show_controls(text: str) -> str:
 
     def name(match: re.Match[str]) -> str:
         code = ord(match[0])
-        if code >= 0xDC80:
-            return "\ufffd"
         return f"^{chr(code ^ 64)}" if code < 128 else f"<U+{code:04X}>"
 
     return re.sub(CONTROL, name, text)
 
 
-def die_of(number: int) -> NoReturn:
-    """End by the signal itself, which is what a shell's loop looks for."""
-    signal.signal(number, signal.SIG_DFL)
-    os.kill(os.getpid(), number)
-    sys.exit(128 + number)  # the parent has blocked it
-
-
 def tell_usage(reply: Reply, *, key: str) -> None:
     """Write what the reply took to standard error: one line of JSON."""
-
-    if not (reply.texts or reply.usage):
-        return
 
     def number(value: Any) -> int | float | None:
         is_sane = isinstance(value, (int, float)) and abs(value) < 1 << 53
         return value if is_sane else None
 
     usage = reply.usage
+    if not (reply.texts or usage):
+        return
     ticks = number(usage.get("cost_in_usd_ticks"))  # 10^10 to the dollar
     prompt = mapping_in(usage, "prompt_tokens_details")
     completion = mapping_in(usage, "completion_tokens_details")
@@ -1777,19 +1725,6 @@ def tell_usage(reply: Reply, *, key: str) -> None:
 
 
 # Replying: files -----------------------------------------------------------------------------
-
-
-def deliver(
-    pieces: Iterable[str], output: str | None, added: contextlib.AbstractContextManager[None]
-) -> None:
-    """Write the reply; then replace the output file and the one it is added to, both or none."""
-    if output is None:
-        write_reply(pieces)
-        with added:
-            return
-    text = "".join(pieces)
-    with added, at(output, BadReply), replaced(output, text, mode=0o666):
-        pass
 
 
 def check_output(path: str | None) -> None:
@@ -1818,7 +1753,7 @@ def is_special(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def replaced(path: str, text: str, *, mode: int) -> Iterator[None]:
+def replaced(path: str, data: bytes, *, mode: int) -> Iterator[None]:
     """Write a new file, which takes the place of the old one if all goes well inside.
 
     The new file has the old one's mode and, where possible, its owner; mode is for a file where
@@ -1826,7 +1761,7 @@ def replaced(path: str, text: str, *, mode: int) -> Iterator[None]:
     """
     if is_special(path):
         with open(path, "wb", buffering=0) as file:
-            write_text(file.fileno(), text)
+            write_bytes(file.fileno(), data)
         yield
         return
     path = os.path.realpath(path)
@@ -1836,7 +1771,7 @@ def replaced(path: str, text: str, *, mode: int) -> Iterator[None]:
         mode = 0o600 if os.path.exists(path) else mode  # nobody may open it before it is alike
         with open(os.open(temporary, flags, mode), "wb", buffering=0) as file:
             be_like(path, file.fileno())
-            write_bytes(file.fileno(), encode_output(text))
+            write_bytes(file.fileno(), data)
             os.fsync(file.fileno())
         yield
         os.replace(temporary, path)
@@ -1855,26 +1790,31 @@ def be_like(path: str, fd: int) -> None:
         os.fchmod(fd, stat.S_IMODE(old.st_mode))
 
 
+# Replying: the turn that is added to the conversation ----------------------------------------
+
+
 def is_new(path: str) -> bool:
     """Say whether a conversation begins in this file: it is missing or empty."""
     return not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path))
 
 
 @contextlib.contextmanager
-def appended(path: str, turn: list[JSON], reply: Reply, *, systems: list[JSON]) -> Iterator[None]:
+def appended(path: str, turn: list[JSON], *, systems: list[JSON]) -> Iterator[None]:
     """Add a turn to a conversation file as it is by now, the system messages to a new one.
 
     The file is replaced if all goes well inside.
     """
-    target = os.path.realpath(path)
-    turn = [*turn, {"role": "assistant", "content": reply.text}]
-    with at(f"{path}: the turn is not added", BadReply), locked(os.path.dirname(target)):
-        if is_new(target):
-            text = new_conversation(target, systems + turn)
-        else:
-            text = add_messages("".join(decode(read_file(target, warn=say_nothing))), turn)
-        with replaced(target, text, mode=0o600):
-            yield
+    with at(f"{path}: the turn is not added", BadReply):
+        target = os.path.realpath(path)
+        with locked(os.path.dirname(target)):
+            if is_special(target):  # a pipe, say, which would not end
+                raise BadReply("is no file any more")
+            if is_new(target):
+                text = new_conversation(target, systems + turn)
+            else:
+                text = add_messages(decode(read_file(target)), turn, path=path)
+            with replaced(target, text.encode(), mode=0o600):
+                yield
 
 
 @contextlib.contextmanager
@@ -1894,10 +1834,14 @@ def new_conversation(path: str, messages: list[JSON]) -> str:
     """Return the text of a conversation file, in the format of its name."""
     suffix = os.path.splitext(path)[1].lower()
     if suffix == ".json":
-        return add_messages("[\n]\n", messages)
+        return json.dumps(messages, ensure_ascii=False, indent=2) + "\n"
     if suffix in (".jsonl", ".ndjson"):
-        return "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in messages)
+        return json_lines(messages)
     return to_yaml(short(messages))
+
+
+def json_lines(messages: list[JSON]) -> str:
+    return "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in messages)
 
 
 def short(messages: list[JSON]) -> list[JSON]:
@@ -1908,72 +1852,43 @@ def short(messages: list[JSON]) -> list[JSON]:
     ]
 
 
-def add_messages(text: str, turn: list[JSON]) -> str:
+def add_messages(text: str, turn: list[JSON], *, path: str) -> str:
     """Return the text of a conversation file with more messages, in its format and line ends.
 
-    Of the ways to write it, the first counts that is read as what it should be.
+    They are lines at its end where that is read as what it should be; else the text is written
+    anew, in which comments are lost.
     """
-    fields, messages = split_conversation(parse_text(text))
-    try:
-        parse_json(text)
-        ways = write_json
-    except ValueError:
-        ways = write_yaml
-    is_crlf = 0 < text.count("\n") == text.count("\r\n")
-    for new in ways(text.replace("\r\n", "\n") if is_crlf else text, turn):
-        new = new.replace("\n", "\r\n") if is_crlf else new
+    value = parse_text(text)
+    fields, messages = split_conversation(value)
+    for new in ways_to_add(text, value, turn):
+        if 0 < text.count("\n") == text.count("\r\n"):
+            new = new.replace("\r\n", "\n").replace("\n", "\r\n")
         with contextlib.suppress(Failure):
             if split_conversation(parse_text(new)) == (fields, messages + turn):
+                if new.count("#") < text.count("#"):
+                    log.warning(f"{path}: written anew to take the turn, without its comments")
                 return new
     raise BadReply("no way found to write it so that it can be read again")
 
 
-def write_json(text: str, turn: list[JSON]) -> Iterator[str]:
-    """Yield the text with more messages: in its last list, after the text, or written anew."""
-    lines = [json.dumps(message, ensure_ascii=False) for message in turn]
-    head, bracket, tail = text.rpartition("]")
-    if bracket:
-        begin = head.rstrip()
-        gap = re.search(r"\[(\s*)", text)[1] or " "  # type: ignore[index]  # it has a bracket
-        for comma in (f",{gap}", gap.strip(" ")):
-            yield begin + comma + f",{gap}".join(lines) + head[len(begin) :] + "]" + tail
-    yield "\n".join([text.rstrip(), *lines, ""])
-    yield json.dumps(with_messages(parse_json(text), turn), ensure_ascii=False, indent=2) + "\n"
-
-
-def write_yaml(text: str, turn: list[JSON]) -> Iterator[str]:
-    """Yield the text with more messages: after those it has, comments kept, or written anew."""
-    import yaml
-
-    node: Any = yaml.compose(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    heading = ""
-    if isinstance(node, yaml.MappingNode):
-        lists = [item for key, item in node.value if key.value in ("history", "messages")]
-        heading = "" if lists else "history:\n"
-        node = lists[0] if lists else node
-    end = node.end_mark.index
-    if node.flow_style:
-        lines = ", ".join(json.dumps(message, ensure_ascii=False) for message in turn)
-        for comma in (", ", ""):
-            yield text[: end - 1] + comma + lines + text[end - 1 :]
+def ways_to_add(text: str, value: Any, turn: list[JSON]) -> Iterator[str]:
+    """Yield the text with more messages at its end, and what it is written anew."""
+    end = "" if text.endswith("\n") else "\n"
+    anew = with_messages(value, turn)
+    try:
+        parse_json(text)
+    except (ValueError, RecursionError):
+        lists = r"^(?:messages|history):.*\n(?:\s*(?:#.*)?\n)*" if isinstance(value, dict) else r"^"
+        first = re.search(lists + r"( *)- ", text, re.MULTILINE)
+        lines = to_yaml(short(turn))
+        if first:
+            yield text + end + re.sub(r"^(?=.)", first[1], lines, flags=re.MULTILINE)
+        elif isinstance(value, dict):
+            yield f"{text}{end}history:\n{lines}"
+        yield to_yaml(with_messages(value, short(turn)))
     else:
-        if end < len(text):
-            end -= node.end_mark.column
-        indent = " " * node.start_mark.column
-        lines = re.sub(r"^(?=.)", indent, heading + to_yaml(short(turn)), flags=re.MULTILINE)
-        for place in dict.fromkeys([before_comments(text, end), end]):
-            gap = "" if text[:place].endswith("\n") else "\n"
-            yield text[:place] + gap + lines + text[place:]
-    yield to_yaml(with_messages(parse_yaml(text), short(turn)))
-
-
-def before_comments(text: str, end: int) -> int:
-    """Return the place before the comments that belong to what stands at the end, if anything."""
-    lines = text[:end].splitlines(keepends=True)
-    is_followed = bool(text[end:].strip())
-    while is_followed and re.match(r"#|\s*$", lines[-1]):
-        lines.pop()
-    return len("".join(lines))
+        yield text + end + json_lines(turn)
+    yield json.dumps(anew, ensure_ascii=False, indent=2) + "\n"
 
 
 def with_messages(value: Any, turn: list[JSON]) -> Any:
@@ -1996,11 +1911,12 @@ def dump_yaml(value: Any, *, is_quoted: bool) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):  # libyaml's escapes whatever has an emoji
-        pass
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
 
     def represent(dumper: Any, text: str) -> Any:
         style = '"' if is_quoted else "|" if "\n" in text else None
-        return dumper.represent_scalar(f"{YAML_TAG}str", text, style=style)
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
     Dumper.add_representer(str, represent)
     text: str = yaml.dump(value, Dumper=Dumper, allow_unicode=True, sort_keys=False, width=1 << 30)
@@ -2009,30 +1925,53 @@ def dump_yaml(value: Any, *, is_quoted: bool) -> str:
 
 # Command -------------------------------------------------------------------------------------
 
-
-class Option(click.Option):
-    """An option that the help lists under a heading."""
-
-    def __init__(self, *args: Any, heading: str, **attrs: Any) -> None:
-        super().__init__(*args, **attrs)
-        self.heading = heading
-
-    def get_error_hint(self, ctx: click.Context | None) -> str:
-        """Return what an error calls the option; not all releases of click name its variable."""
-        return " / ".join([*self.opts, *([str(self.envvar)] if self.envvar else [])])
+# the help lists the options under these headings, in the order of their declaration
+HEADINGS = {
+    "Prompt": ["systems", "files", "append", "images", "no_stdin"],
+    "Request": ["model", "temperature", "max_tokens", "schema", "params", "dry_run"],
+    "Reply": ["stream", "extract", "raw", "output", "usage"],
+    "General": ["timeout", "retries", "quiet", "help", "version"],
+}
 
 
 class Command(click.Command):
-    """A command whose help lists the options by heading, in the order of their declaration."""
+    """A command whose help lists the options by heading."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        headings: dict[str, list[tuple[str, str]]] = {}
-        for option in self.params:
-            if isinstance(option, Option) and (row := option.get_help_record(ctx)):
-                headings.setdefault(option.heading, []).append(row)
-        for heading, rows in headings.items():
+        rows = {param.name: param.get_help_record(ctx) for param in self.params}
+        for heading, names in HEADINGS.items():
             with formatter.section(heading):
-                formatter.write_dl(rows)
+                formatter.write_dl([row for name in names if (row := rows[name])])
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]
+    """A finite number in a range, whole or not."""
+
+    name = "number"
+
+    def __init__(self, wanted: str, is_valid: Callable[[float], bool], *, kind: Any = float):
+        self.wanted, self.is_valid, self.kind = wanted, is_valid, kind
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            number = self.kind(value)
+        except ValueError:
+            number = math.nan
+        if not (math.isfinite(number) and self.is_valid(number)):
+            self.fail(f"expected {self.wanted}, not {value!r}", param, ctx)
+        return number
+
+
+class Text(click.ParamType):  # type: ignore[type-arg]
+    """UTF-8, whatever the locale."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        try:
+            return as_text(value)
+        except BadInput as failure:
+            self.fail(failure.message, param, ctx)
 
 
 def check_stdin_uses(words: Sequence[str], inputs: Sequence[Any], *, no_stdin: bool) -> None:
@@ -2040,61 +1979,54 @@ def check_stdin_uses(words: Sequence[str], inputs: Sequence[Any], *, no_stdin: b
     uses = inputs.count("-")
     if uses and no_stdin:
         raise BadInput("'-' reads standard input and -n forbids it; drop one")
-    if not no_stdin:
-        uses += words.count("-")
-    if uses > 1:
+    if uses + (0 if no_stdin else words.count("-")) > 1:
         raise BadInput("'-' is given more than once, but standard input can be read only once")
 
 
-def check_usage(
-    *, files: Sequence[str], append: bool, output: str | None, extract: bool, raw: bool
+def check_outputs(
+    output: str | None,
+    *,
+    files: Sequence[str],
+    append: bool,
+    extract: bool,
+    raw: bool,
+    stream: bool | None,
 ) -> None:
-    """Refuse options that do not go together."""
+    """Refuse forms and places of output that do not go together."""
+    if raw and stream:
+        raise BadInput("--json writes the response at the end and --stream as it comes; drop one")
     if raw and extract:
-        raise BadInput("--json writes all that came and -x a part of the text; drop one")
-    if not append:
-        return
+        raise BadInput("--json writes the whole response and -x a part of the text; drop one")
+    if append:
+        check_append(files, output)
+
+
+def check_append(files: Sequence[str], output: str | None) -> None:
     if len(files) != 1:
         raise BadInput("-a adds to one file: give -f once")
-    if files[0] == "-" or is_special(files[0]):
-        raise BadInput(f"-a cannot add to {name_of(files[0])}: drop it, or name a file with -f")
-    if output and os.path.realpath(output) == os.path.realpath(files[0]):
-        raise BadInput(f"-a and -o would both write {output}; drop one")
-
-
-def check_unicode(_ctx: Any, _param: Any, value: Any) -> Any:
-    """Refuse arguments that are not text in this locale."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise click.BadParameter("not text in the encoding of this locale.") from None
-    return value
-
-
-class Number(click.FloatRange):
-    """A number in a range; not NaN, which click lets through."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a valid number.", param, ctx)
-        return number
+    (path,) = files
+    if path == "-" or is_special(path):
+        raise BadInput(f"-a cannot add to {name_of(path)}: drop it, or name a file with -f")
+    with at(path):
+        if output and os.path.realpath(output) == os.path.realpath(path):
+            raise BadInput(f"-a and -o would both write {output}; drop one")
 
 
 def write_about(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
     """Write the help or the version, and exit."""
     if wanted:
         text = ctx.get_help() if option.name == "help" else f"xchat {__version__}"
-        write_output(text + "\n")
+        write_output(f"{text}\n".encode())
         ctx.exit()
 
 
-prompt_option = functools.partial(click.option, cls=Option, heading="Prompt")
-request_option = functools.partial(click.option, cls=Option, heading="Request")
-reply_option = functools.partial(click.option, cls=Option, heading="Reply")
-connection_option = functools.partial(click.option, cls=Option, heading="Connection")
+about = functools.partial(
+    click.option, is_flag=True, is_eager=True, expose_value=False, callback=write_about
+)
+ZERO_TO_TWO = Number("a number from 0 to 2", lambda number: 0 <= number <= 2)
+SECONDS = Number("a number of seconds above 0", lambda number: number > 0)
+COUNT = Number("a whole number above 0", lambda number: number > 0, kind=int)
+COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kind=int)
 
 
 # fmt: off
@@ -2102,52 +2034,49 @@ connection_option = functools.partial(click.option, cls=Option, heading="Connect
     cls=Command, add_help_option=False,
     epilog="The key comes from XAI_API_KEY, or the file that XAI_API_KEY_FILE names.",
 )
-@click.argument("words", metavar="[PROMPT]...", nargs=-1, callback=check_unicode)
-@prompt_option("-s", "--system", "systems", metavar="TEXT", multiple=True, callback=check_unicode,
-               help="Begin with a system message; repeatable.")
-@prompt_option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
-               help="Send this conversation first; repeatable.")
-@prompt_option("-a", "--append", is_flag=True,
-               help="Add the prompt and the reply to that FILE.")
-@prompt_option("-i", "--image", "images", metavar="FILE|URL", multiple=True, type=click.Path(),
-               help="Show the model an image; repeatable.")
-@prompt_option("-n", "--no-stdin", is_flag=True,
-               help="Leave standard input alone, as a loop needs it.")
-@request_option("-m", "--model", metavar="NAME", callback=check_unicode,
-                help=f"Ask this model.  [env var: XCHAT_MODEL; default: {MODEL}]")
-@request_option("-t", "--temperature", metavar="NUMBER", type=Number(0, 2),
-                help="How random the reply is.")
-@request_option("--max-tokens", metavar="N", type=click.IntRange(1),
-                help="Let the reply have at most N tokens.")
-@request_option("--schema", metavar="FILE", type=click.Path(),
-                help="Ask for JSON by this JSON Schema.")
-@request_option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True,
-                callback=check_unicode,
-                help="Set any field, also NAME=@FILE; repeatable.")
-@request_option("--dry-run", is_flag=True,
-                help="Write the request; send nothing.")
-@reply_option("--stream/--no-stream", default=None,
+@click.argument("words", metavar="[PROMPT]...", nargs=-1, type=Text())
+@click.option("-s", "--system", "systems", metavar="TEXT", multiple=True, type=Text(),
+              help="Begin with a system message; repeatable.")
+@click.option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
+              help="Send this conversation first; repeatable.")
+@click.option("-a", "--append", is_flag=True,
+              help="Add the prompt and the reply to that FILE.")
+@click.option("-i", "--image", "images", metavar="FILE|URL", multiple=True, type=click.Path(),
+              help="Show the model an image; repeatable.")
+@click.option("-n", "--no-stdin", is_flag=True,
+              help="Leave standard input alone, as a loop needs it.")
+@click.option("-m", "--model", metavar="NAME", type=Text(),
+              help=f"Ask this model.  [env var: XCHAT_MODEL; default: {MODEL}]")
+@click.option("-t", "--temperature", metavar="NUMBER", type=ZERO_TO_TWO,
+              help="How random the reply is.")
+@click.option("--max-tokens", metavar="N", type=COUNT,
+              help="Let the reply have at most N tokens.")
+@click.option("--schema", metavar="FILE", type=click.Path(),
+              help="Ask for JSON by this JSON Schema.")
+@click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, type=Text(),
+              help="Set any field, also NAME=@FILE; repeatable.")
+@click.option("--dry-run", is_flag=True,
+              help="Write the request; send nothing.")
+@click.option("--stream/--no-stream", default=None,
               help="Write as it comes (as to a terminal), or at once.")
-@reply_option("-x", "--extract", is_flag=True,
+@click.option("-x", "--extract", is_flag=True,
               help="Write only the first code block, if there is one.")
-@reply_option("--json", "raw", is_flag=True,
+@click.option("--json", "raw", is_flag=True,
               help="Write the whole response, as it came.")
-@reply_option("-o", "--output", metavar="FILE", type=click.Path(),
+@click.option("-o", "--output", metavar="FILE", type=click.Path(),
               help="Write to FILE, if the reply is whole.")
-@reply_option("-u", "--usage", is_flag=True,
+@click.option("-u", "--usage", is_flag=True,
               help="Tell tokens and cost on standard error, as JSON.")
-@reply_option("-q", "--quiet", is_flag=True,
+@click.option("-q", "--quiet", is_flag=True,
               help="Tell nothing but errors.")
-@reply_option("--version", is_flag=True, is_eager=True, expose_value=False,
-              callback=write_about, help="Show the version.")
-@reply_option("-h", "--help", is_flag=True, is_eager=True, expose_value=False,
-              callback=write_about, help="Show this help.")
-@connection_option("--timeout", metavar="SECONDS", type=Number(0, min_open=True),
-                   envvar="XCHAT_TIMEOUT", show_envvar=True, default=TIMEOUT, show_default=True,
-                   help="Wait this long for the whole answer.")
-@connection_option("--retries", metavar="N", type=click.IntRange(0),
-                   envvar="XCHAT_RETRIES", show_envvar=True, default=0, show_default=True,
-                   help="Ask again when overloaded or not connected.")
+@about("--version", help="Show the version.")
+@about("-h", "--help", help="Show this help.")
+@click.option("--timeout", metavar="SECONDS", type=SECONDS, default=TIMEOUT, show_default=True,
+              envvar="XCHAT_TIMEOUT", show_envvar=True,
+              help="Wait this long for the whole answer.")
+@click.option("--retries", metavar="N", type=COUNT_OR_0, default=0, show_default=True,
+              envvar="XCHAT_RETRIES", show_envvar=True,
+              help="Ask again when overloaded or not connected.")
 def xchat(
     *,
     words: tuple[str, ...],
@@ -2156,13 +2085,7 @@ def xchat(
     append: bool,
     images: tuple[str, ...],
     no_stdin: bool,
-    model: str | None,
-    temperature: float | None,
-    max_tokens: int | None,
-    schema: str | None,
-    params: tuple[str, ...],
     dry_run: bool,
-    stream: bool | None,
     extract: bool,
     raw: bool,
     output: str | None,
@@ -2170,6 +2093,7 @@ def xchat(
     quiet: bool,
     timeout: float,
     retries: int,
+    **request: Any,  # the options that become request fields
 ) -> None:
     # fmt: on
     """Send a prompt to a chat model; write its reply to standard output.
@@ -2183,66 +2107,52 @@ def xchat(
       git diff | xchat "Review this change" | tee review.txt
       while read -r line; do xchat -n -- "$line"; done <list
     """
+    log.setLevel(logging.ERROR if quiet else logging.WARNING)
     output = None if output == "-" else output
-    warn = say_nothing if quiet else tell
-    check_usage(files=files, append=append, output=output, extract=extract, raw=raw)
-    values = [param.partition("=")[2] for param in params]
-    inputs = [*files, *images, schema, *(value[1:] for value in values if value.startswith("@"))]
+    values = [param.partition("=")[2] for param in request["params"]]
+    param_files = [value[1:] for value in values if value.startswith("@")]
+    inputs = [*files, *images, request["schema"], *param_files]
     check_stdin_uses(words, inputs, no_stdin=no_stdin)
-    server = None if dry_run else read_server(warn=warn)
+    check_outputs(
+        output, files=files, append=append, extract=extract, raw=raw, stream=request["stream"]
+    )
+    server = None if dry_run else read_server()
     check_output(output)
     if append and server:
         check_output(files[0])
 
     old_files = [path for path in files if not (append and is_new(path))]
-    fields, messages = read_conversations(old_files, warn=warn)
-    options = merge_options(
-        {
-            "model": model,
-            "temperature": temperature,
-            "max_completion_tokens": max_tokens,
-            "response_format": read_schema(schema, warn=warn) if schema else None,
-            "stream": stream,
-        },
-        read_params(params, warn=warn),
-    )
-    urls = [image_url(image, warn=warn) for image in images]
-    is_asked = bool(messages) and messages[-1]["role"] == "user"
-    is_complete = is_asked and not words and sys.stdin is not None and os.isatty(0)
-    prompt = read_prompt(words, no_stdin=no_stdin or "-" in inputs or is_complete, warn=warn)
+    fields, history = read_conversations(old_files)
+    options = request_fields(**request)
+    urls = [image_url(image) for image in images]
+    is_asked = bool(history) and history[-1]["role"] == "user" and not words
+    is_complete = is_asked and sys.stdin is not None and os.isatty(0)
+    prompt = read_prompt(words, no_stdin=no_stdin or "-" in inputs or is_complete)
 
     first = [{"role": "system", "content": text} for text in systems]
-    turn = prompt_messages(PROMPT if prompt else "", urls)
-    body = build_body(first + messages + turn, fields=fields, options=options)
-    is_live = os.isatty(1) and not (output or extract or raw)
-    choose_stream(body, stream, is_live=is_live)
-    if append:
-        turn = prompt_messages(text_of(prompt), urls)
-    data = encode_body(body, prompt)
-    reply = Reply()
+    turn = prompt_messages(prompt, urls)
+    body = build_body(first + history + turn, fields=fields, options=options)
+    is_held = bool(output) or extract or raw
+    is_live = choose_stream(body, request["stream"], is_held=is_held)
+    data = encode_body(body)
     if server is None:
-        pieces = iter([data.decode() + "\n"])
-    else:
-        status = StatusLine(str(body["model"]), quiet=quiet)
-        pieces = ask(
-            server, data, reply, raw=raw, timeout=timeout, retries=retries, status=status, warn=warn
-        )
-        if schema:
-            pieces = check_json(pieces, reply, extract=extract)
-        if output or extract or not body.get("stream"):
-            pieces = whole(pieces)
-        if extract:
-            pieces = map(extract_code, pieces)
-    is_added = append and server
-    added = appended(files[0], turn, reply, systems=first) if is_added else contextlib.nullcontext()
-    try:
-        deliver(pieces, output, added)
-    except Interrupt:
-        usage = False
-        raise
-    finally:
-        if usage and server:
-            tell_usage(reply, key=server.key)
+        write(data + b"\n", output)
+        return
+
+    reply = Reply(keep_body=raw)
+    texts = ask(server, data, reply, model=body["model"], timeout=timeout, retries=retries)
+    failure = receive(texts, is_live=is_live)
+
+    turn.append({"role": "assistant", "content": reply.text})
+    added = appended(files[0], turn, systems=first) if append else NOTHING
+    failure = deliver(
+        reply, failure, output=output, added=added,
+        is_live=is_live, extract=extract, is_json=bool(request["schema"]),
+    )  # fmt: skip
+    if usage:
+        tell_usage(reply, key=server.key)
+    if failure:
+        raise failure
 
 
 # Main ----------------------------------------------------------------------------------------
@@ -2251,13 +2161,14 @@ def xchat(
 def main() -> int:
     """Run the command and return its exit status; the signals end it as they end any filter."""
     atexit.register(gc.freeze)  # at the end it would scan all there is: 16 of 110 ms
+    log.addHandler(StandardError())
     try:
         with interruptible():
-            status = xchat.main(prog_name="xchat", standalone_mode=False)
+            xchat.main(prog_name="xchat", standalone_mode=False)
     except click.ClickException as error:
-        tell(explain_usage(error) if isinstance(error, click.UsageError) else error.message)
+        log.error(explain_usage(error) if isinstance(error, click.UsageError) else error.message)
         return error.exit_code
-    return status or 0
+    return 0
 
 
 class Interrupt(BaseException):
@@ -2286,12 +2197,33 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+def die_of(number: int) -> NoReturn:
+    """End by the signal itself, which is what a shell's loop looks for."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    sys.exit(128 + number)  # the parent has blocked it
+
+
 def explain_usage(error: click.UsageError) -> str:
-    if not isinstance(error, click.NoSuchOption):
-        return f"{error.format_message().rstrip('.')}; try 'xchat --help'"
-    hint = did_you_mean(error.option_name, error.possibilities or [])
-    hint = hint or "; a prompt that begins with - goes after --"
-    return f"no such option: {error.option_name}{hint}"
+    """Return what is wrong with the options, in words like ours."""
+    if isinstance(error, click.NoSuchOption):
+        hint = did_you_mean(error.option_name, error.possibilities or [])
+        hint = hint or "; a prompt that begins with - goes after --"
+        return f"no such option: {error.option_name}{hint}"
+    message = error.message[:1].lower() + error.message[1:].rstrip(".")
+    if isinstance(error, click.BadParameter):
+        return f"{place_of(error)}: {message}"
+    return f"{message}; try 'xchat --help'"
+
+
+def place_of(error: click.BadParameter) -> str:
+    """Return the option that has a bad value, or the variable that the value is from."""
+    if not (error.ctx and isinstance(error.param, click.Option)):
+        return "PROMPT"
+    source = error.ctx.get_parameter_source(error.param.name or "")
+    if source == click.core.ParameterSource.ENVIRONMENT:
+        return str(error.param.envvar)
+    return error.param.opts[0]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ JSON_Q, JSON_A = '{"role": "user", "content": "Q"}', '{"role": "assistant", "con
 
 
 def messages_in(path: Path) -> list[xchat.JSON]:
-    value = xchat.parse_text("".join(xchat.decode([path.read_bytes()])))
+    value = xchat.parse_text(xchat.decode(path.read_bytes()))
     return xchat.split_conversation(value)[1]
 
 
@@ -199,8 +199,8 @@ def test_3000_odd_texts_are_read_again_as_they_were() -> None:
     for number in range(3000):
         texts = ["".join(random.choices(ODD, k=random.randint(1, 6))) for _ in range(2)]
         turn = [{"role": "user", "content": texts[0]}, {"role": "assistant", "content": texts[1]}]
-        new = xchat.add_messages(BEGINS[number % len(BEGINS)], turn)
-        value = xchat.parse_text("".join(xchat.decode([new.encode()])))
+        new = xchat.add_messages(BEGINS[number % len(BEGINS)], turn, path="c")
+        value = xchat.parse_text(xchat.decode(new.encode()))
         assert xchat.split_conversation(value)[1][1:] == turn, new
 
 

@@ -534,10 +534,10 @@ def mutate(body: bytes) -> bytes:
 
 
 def read_all(blocks: list[bytes]) -> tuple[str, xchat.Failure | None]:
-    status = xchat.StatusLine("m", quiet=True)
+    wait = xchat.Wait(9, activity="")
     text = ""
     try:
-        for piece in xchat.read_texts(iter(blocks), xchat.Reply(), status, is_stream=True):
+        for piece in xchat.read_texts(iter(blocks), xchat.Reply(), wait):
             text += piece
     except xchat.Failure as failure:
         return text, failure
