@@ -60,16 +60,17 @@ BASE_URL = "https://api.x.ai/v1"
 MODEL = "grok-4"
 TIMEOUT = 3600  # seconds: what the API's guide advises for reasoning models
 CONNECT_TIMEOUT = 10  # seconds, of the above
-HINT_DELAY = 2  # seconds of silence on standard input before a hint
+HINT_DELAY = 10  # seconds of silence on standard input before a hint
 MIB = 1 << 20
 INPUT_LIMIT = 64 * MIB  # bytes of standard input, or of one file
 REPLY_LIMIT = 64 * MIB  # bytes of a reply, decompressed
-ERROR_LIMIT = MIB // 16  # bytes of an error's body that are looked at
+ERROR_LIMIT = MIB  # bytes of an error's body that are looked at
 BLOCK = 1 << 16  # bytes per read
 NESTING_LIMIT = 100  # levels of a conversation file
 KEEPALIVE = (60, 30)  # seconds of silence before the first probe, and between probes
 BACKOFF_LIMIT = 30  # seconds between two attempts, if the server names no time
-RETRY_AFTER_LIMIT = 120  # seconds; a server that names a longer time is not asked again
+RETRY_AFTER_LIMIT = 120  # seconds; a server that asks for a longer wait is not asked again
+REPEATABLE = (429, 500, 503, 529)  # not what a gateway says, which may have lost a paid reply
 
 JSON = dict[str, Any]
 
@@ -130,8 +131,11 @@ def at(place: str, kind: type[Failure] | None = None) -> Iterator[None]:
         raise (kind or BadInput)(f"{place}: {error.strerror}") from None
 
 
-# -q leaves the errors, which main() writes
+# What is said beside the reply: ERROR is what main() ends with, WARNING what -q silences, DEBUG
+# what -v adds.
 log = logging.getLogger("xchat")
+
+secrets: dict[str, str] = {}  # the key and its like, as they are read; and what is said instead
 
 # control characters, line separators, and what makes a terminal write from right to left
 UNPRINTABLE = r"[\x00-\x20\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+"
@@ -140,13 +144,27 @@ ERASE_LINE = "\r\x1b[K"
 
 
 class StandardError(logging.Handler):
-    """Writes each message as one line of printable text."""
+    """Writes each message as one line of printable text without secrets."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = re.sub(UNPRINTABLE, " ", record.getMessage()).strip()
+        line = re.sub(UNPRINTABLE, " ", hide(record.getMessage())).strip()
         if len(line) > 1000:  # the end has the request id
             line = f"{line[:800]} ... {line[-100:]}"
-        write_error(f"xchat: {line}\n")
+        if record.levelno > logging.DEBUG:
+            line = f"xchat: {line}"
+        elif line.startswith("*"):
+            line = f"* {record.relativeCreated / 1000:.3f} s: {line[2:]}"
+        write_error(f"{line}\n")
+
+
+def hide(text: str) -> str:
+    """Return the text without the secrets, which servers echo."""
+    for secret, name in secrets.items():
+        if len(secret) > 7:
+            text = text.replace(secret, name)
+        else:  # it may well be a part of a word or of an address
+            text = re.sub(rf"(?<!\w)(?<!\w[.:-]){re.escape(secret)}(?!\w|[.:-]\w)", name, text)
+    return text
 
 
 def write_error(text: str) -> None:
@@ -165,27 +183,40 @@ class Server(NamedTuple):
 
     url: str
     host: str  # with the port, where one is given
-    key: str  # empty on a loopback server that needs none
+    key: str  # may be empty for a server other than the API's
+    headers: dict[str, str]  # of XCHAT_HEADERS
     proxies: dict[str, str]
-    verify: str | bool  # the trust store: a file, a directory, or True for certifi's
+    proxy: str  # the host of the one that is used, empty for none
+    trust: str | bool  # a file, a list of directories, or True for certifi's file
 
 
 def read_server() -> Server:
-    """Return the server and the key for it, or raise BadInput."""
+    """Return the server and what it is sent, or raise BadInput."""
     with at("XCHAT_BASE_URL"):
         base_url = os.environ.get("XCHAT_BASE_URL", "").strip().rstrip("/") or BASE_URL
         parts = parse_base_url(base_url)
     key = read_key()
-    is_loopback = on_loopback(parts.hostname or "")
-    if not key and not is_loopback:
+    host = parts.hostname or ""
+    if not key and host == "api.x.ai":
         raise BadInput(
             "no API key: set XAI_API_KEY, or XAI_API_KEY_FILE to a file that holds it"
             " (keys: https://console.x.ai)"
         )
+    if key and parts.scheme == "http" and not on_loopback(host):
+        raise BadInput(
+            "XCHAT_BASE_URL: plain http would show the key to the network: use https,"
+            " or unset XAI_API_KEY"
+        )
+    with at("XCHAT_HEADERS"):
+        headers = read_headers(os.environ.get("XCHAT_HEADERS", ""))
     import_requests()
     url = f"{base_url}/chat/completions"
-    proxies = {} if is_loopback else read_proxies(url)
-    return Server(url, parts.netloc, key, proxies, trust_store())
+    proxies, proxy = ({}, "") if on_loopback(host) else read_proxies(url)
+    trust = trust_store() if parts.scheme == "https" else True
+    log.debug(
+        f"* proxy: {proxy or 'none'}; trusted certificates: {'certifi' if trust is True else trust}"
+    )
+    return Server(url, parts.netloc, key, headers, proxies, proxy, trust)
 
 
 def import_requests() -> None:
@@ -208,8 +239,6 @@ def parse_base_url(url: str) -> SplitResult:
         raise BadInput("must end with the path; leave off what follows '?' or '#'")
     if parts.path.endswith("/chat/completions"):
         raise BadInput("leave off /chat/completions; xchat adds it")
-    if parts.scheme == "http" and not on_loopback(parts.hostname or ""):
-        raise BadInput("plain http is for loopback only; use https")
     return parts
 
 
@@ -261,6 +290,7 @@ def read_key() -> str:
             key = read_key_file(path)
     with at(name):
         check_key(key)
+    secrets.update({key: "[the key]"} if key else {})
     return key
 
 
@@ -283,46 +313,92 @@ def check_key(key: str) -> None:
         raise BadInput("the key holds a space, a control character or a letter outside ASCII")
 
 
-def hide(text: str, key: str) -> str:
-    """Return the text without the key, which servers echo."""
-    if len(key) > 7:
-        return text.replace(key, "[the key]")
-    # as short as this, a local server's key may well be a part of words
-    return re.sub(rf"(?<!\w){re.escape(key)}(?!\w)", "[the key]", text) if key else text
-
-
-def read_proxies(url: str) -> dict[str, str]:
-    """Return the proxies, by scheme; what HTTPS_PROXY, ALL_PROXY and NO_PROXY say of the URL."""
-    from requests.utils import get_environ_proxies, select_proxy
-
-    proxies = get_environ_proxies(url)
-    if proxy := select_proxy(url, proxies):
-        with at("HTTPS_PROXY or ALL_PROXY"):
-            check_url(proxy if "://" in proxy else f"http://{proxy}", schemes=PROXY_SCHEMES)
-    return proxies
+def read_headers(text: str) -> dict[str, str]:
+    """Return the headers that are lines "Name: value"; a message never shows a value."""
+    headers = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        if not line.strip():
+            continue
+        if not (colon and re.fullmatch(r"[\w!#$%&'*+.^`|~-]+", name, re.ASCII)):
+            raise BadInput(f"line {number}: expected 'Name: value'")
+        if not re.fullmatch(r"[ -~]+", value):
+            raise BadInput(f"line {number}: {name}: the value is empty or not printable ASCII")
+        if re.match(r"(authorization|host|transfer-encoding)$|content-", name, re.IGNORECASE):
+            raise BadInput(f"line {number}: {name} is xchat's own to set")
+        headers[name] = value
+        secrets[value] = "[hidden]"
+    return headers
 
 
 PROXY_SCHEMES = ("http", "https", "socks5h", "socks5", "socks4a", "socks4")
 
 
+def read_proxies(url: str) -> tuple[dict[str, str], str]:
+    """Return the proxies by scheme, and the host of the one for the URL.
+
+    They are what HTTPS_PROXY, ALL_PROXY and NO_PROXY say.
+    """
+    from requests.utils import get_environ_proxies, select_proxy
+
+    proxies = get_environ_proxies(url)
+    proxy = select_proxy(url, proxies)
+    if not proxy:
+        return proxies, ""
+    scheme = url.partition(":")[0].upper()
+    with at(f"{scheme}_PROXY or ALL_PROXY"):
+        parts = check_url(proxy if "://" in proxy else f"http://{proxy}", schemes=PROXY_SCHEMES)
+        if parts.scheme.startswith("socks"):
+            require_socks()
+    secrets.update({parts.password: "[hidden]"} if parts.password else {})
+    return proxies, parts.netloc.rpartition("@")[2]
+
+
+def require_socks() -> None:
+    try:
+        import socks  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError:
+        raise BadInput(
+            "a SOCKS proxy needs PySocks: pip install PySocks, or on Debian python3-socks"
+        ) from None
+
+
 def trust_store() -> str | bool:
-    """Return the file or directory of trusted certificates; True stands for certifi's."""
+    """Return the file or the list of directories of trusted certificates; True: certifi's file."""
     import ssl
 
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         if path := os.environ.get(name):
-            if name == "SSL_CERT_DIR":  # a list; requests takes one
-                path = next(filter(os.path.isdir, path.split(os.pathsep)), path)
-            if not os.path.exists(path):
-                raise BadInput(f"{name}: {path}: No such file or directory")
-            return path
+            with at(name), at(path):
+                return check_trust_store(path, is_list=name == "SSL_CERT_DIR")
     paths = ssl.get_default_verify_paths()
-    with contextlib.suppress(OSError):
-        # certificates are looked up in a directory by the hash in their file's name
-        hashed = re.compile(r"[0-9a-f]{8}\.\d")
-        if paths.capath and any(map(hashed.match, os.listdir(paths.capath))):
-            return paths.capath
+    if paths.capath and is_hashed(paths.capath):
+        return paths.capath
     return paths.cafile or True
+
+
+def check_trust_store(path: str, *, is_list: bool) -> str:
+    """Return the file, the directory, or those of a list that are there."""
+    import ssl
+
+    directories = list(filter(os.path.isdir, path.split(os.pathsep) if is_list else [path]))
+    if any(map(is_hashed, directories)):
+        return os.pathsep.join(directories)
+    os.stat(path)
+    if directories:
+        raise BadInput("holds no certificate under the hash of its name; see openssl rehash")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise BadInput("holds no certificate in PEM") from None
+    return path
+
+
+def is_hashed(directory: str) -> bool:
+    """Say whether certificates can be looked up there by the hash that is their file's name."""
+    with contextlib.suppress(OSError):
+        return any(re.match(r"[0-9a-f]{8}\.\d", name) for name in os.listdir(directory))
+    return False
 
 
 # Reading: bytes and text ---------------------------------------------------------------------
@@ -335,23 +411,31 @@ def name_of(path: str) -> str:
 def read_file(path: str) -> bytearray:
     """Return what a file holds ("-": standard input)."""
     if path == "-":
-        return read_stdin(hint="waiting for standard input, as '-' says")
+        return read_stdin()
     with open(path, "rb", buffering=0) as file:
         return read_bytes(file)
 
 
-def read_stdin(*, hint: str) -> bytearray:
+def read_stdin(*, advice: str = "", timeout: float = math.inf) -> bytearray:
     """Return standard input, to its end; closed standard input is empty.
 
-    hint is what to say when it stays open and silent for HINT_DELAY seconds.
+    When it stays open and silent for HINT_DELAY seconds, a hint says so and adds the advice; after
+    timeout seconds that is an error.
     """
     if sys.stdin is None:
         return bytearray()
     with open(0, "rb", buffering=0, closefd=False) as stdin:
         if stdin.isatty():
             log.warning("reading from the terminal; end with Ctrl-D")
-        elif not select.select([stdin], [], [], HINT_DELAY)[0]:
-            log.warning(hint)
+            return read_bytes(stdin)
+        delay = min(HINT_DELAY, timeout)
+        if not select.select([stdin], [], [], delay)[0]:
+            if os.isatty(2):  # another xchat of the pipeline may have a status line there
+                write_error(ERASE_LINE)
+            log.warning(f"still waiting for standard input{advice}")
+            left = None if timeout == math.inf else min(timeout - delay, 1e6)
+            if not select.select([stdin], [], [], left)[0]:
+                raise BadInput(f"nothing came within {timeout:g} s{advice}")
         return read_bytes(stdin)
 
 
@@ -399,14 +483,26 @@ def as_text(word: str) -> str:
 # Reading: the prompt -------------------------------------------------------------------------
 
 
-def read_prompt(words: Sequence[str], *, no_stdin: bool) -> str:
-    """Return the words, standard input, or both, set off by a blank line; empty if all is blank."""
+def read_prompt(words: Sequence[str], *, no_stdin: bool, timeout: float) -> str:
+    """Return the words, standard input, or both, set off by a blank line; empty if all is blank.
+
+    Words need not wait more than timeout seconds for the first byte of standard input.
+    """
     place = words.index("-") if "-" in words and not no_stdin else len(words)
     parts = [" ".join(words[:place]), " ".join(words[place + 1 :])]
     if not no_stdin and (not words or "-" in words or stdin_is_pipe_or_file()):
+        has_words = any(part.strip() for part in parts)
         with at("standard input"):
-            stdin = read_stdin(hint="waiting for standard input; -n does without it")
+            if has_words:
+                stdin = read_stdin(advice="; -n does not read it", timeout=timeout)
+            else:
+                stdin = read_stdin()
             parts.insert(1, decode(stdin))
+        if has_words and not parts[1].strip() and stdin_is_pipe_or_file():
+            log.warning(
+                "standard input was empty: only the words are sent (errors of the command before"
+                " the pipe come along with 2>&1)"
+            )
     return "\n\n".join(part for part in parts if part.strip())
 
 
@@ -462,6 +558,9 @@ FIELDS = set(
 
 CONVERSATION = ("system", "history", "messages")
 
+# -f is not for a text, as it is in other tools
+TEXT_ADVICE = '; a text goes to standard input, as in: xchat "Summarize" <notes.txt'
+
 
 def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
     """Return the request fields and the messages of all files; a later field wins."""
@@ -477,16 +576,23 @@ def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
 def read_conversation(path: str) -> tuple[JSON, list[JSON]]:
     """Return the request fields and the messages of one file ("-": standard input)."""
     with at(name_of(path)):
-        fields, messages = split_conversation(parse_text(decode(read_file(path))))
+        text = decode(read_file(path))
+        fields, messages = split_conversation(parse_text(text, advice=TEXT_ADVICE))
     warn_of_unknown(fields, place=name_of(path))
     return fields, messages
 
 
 def warn_of_unknown(fields: Iterable[str], *, place: str) -> None:
-    for field in [field for field in fields if field not in FIELDS]:
-        log.warning(
-            f"{place}: unknown request field {field!r}, sent as given{did_you_mean(field, FIELDS)}"
-        )
+    unknown = [field for field in fields if field not in FIELDS]
+    if not unknown:
+        return
+    names = ", ".join(map(repr, unknown[:3]))
+    more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+    plural = "s" if len(unknown) > 1 else ""
+    hints = filter(None, (did_you_mean(field, FIELDS) for field in unknown[:3]))
+    log.warning(
+        f"{place}: unknown request field{plural} {names}{more}, sent as given{next(hints, '')}"
+    )
 
 
 def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
@@ -497,7 +603,7 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
         check_value(value)
         raise BadInput(
             f"expected a list of messages, or a mapping with 'system' and 'history';"
-            f" found {show(value)}"
+            f" found {show(value)}{TEXT_ADVICE}"
         )
     if "role" in value:
         return {}, check_messages([value])
@@ -517,8 +623,11 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     for name in value.keys() & {"history", "messages"}:
         with at(name):
             messages += check_messages(value[name])
-    for name, field in fields.items():
+    for name in fields:
         check_field_name(name)
+    if value and not value.keys() & {*CONVERSATION, *FIELDS}:
+        raise BadInput(f"not a conversation: none of its keys is known{TEXT_ADVICE}")
+    for name, field in fields.items():
         with at(name):
             check_value(field)
     return fields, messages
@@ -655,22 +764,29 @@ TOO_DEEP = f"nested more than {NESTING_LIMIT} levels deep"
 SEEMS_JSON = r'[\s\[{]*[\[{]\s*(["\]}]|\Z)'
 
 
-def parse_text(text: str) -> Any:
-    """Return the value of a text in JSON or YAML; several JSON values are a list."""
+def parse_text(text: str, *, advice: str = "") -> Any:
+    """Return the value of a text in JSON or YAML; several JSON values are a list.
+
+    advice is what an error adds if the text is neither.
+    """
     if not text.strip():
         raise BadInput("empty; expected JSON or YAML")
+    is_json = re.match(SEEMS_JSON, text)
     try:
         return parse_json(text)
     except RecursionError:
         raise BadInput(TOO_DEEP) from None
+    except json.JSONDecodeError as error:
+        json_error = f"line {error.lineno}, column {error.colno}: {error.msg.lower()}"
+        if is_json and error.doc[error.pos : error.pos + 1] in ("\n", "\r"):  # YAML would fold it
+            raise BadInput(f"line {error.lineno}: a line break in a string; write \\n") from None
     except ValueError as error:
-        json_error = error
+        json_error = str(error)
     try:
         return parse_yaml(text)
-    except ValueError as yaml_error:
-        if re.match(SEEMS_JSON, text):
-            raise BadInput(f"not JSON: {json_error}") from None
-        raise BadInput(f"not YAML: {yaml_error}") from None
+    except ValueError as error:
+        message = f"not JSON: {json_error}" if is_json else f"not YAML: {error}"
+        raise BadInput(f"{message}{advice}") from None
 
 
 def unique(pairs: list[tuple[str, Any]]) -> JSON:
@@ -740,7 +856,7 @@ def parse_yaml(text: str) -> Any:
         next(events)  # the end of the document
         event = next(events)
         if not isinstance(event, yaml.StreamEndEvent):
-            raise not_accepted(event, "a second YAML document; a file holds one conversation")
+            raise not_accepted(event, f"a second YAML document{TEXT_ADVICE}")
         return value
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -856,10 +972,15 @@ def read_params(params: Iterable[str]) -> JSON:
                 )
             check_field_name(name)
             is_file = value.startswith("@")
-            fields[name] = read_value(value[1:]) if is_file else parse_param(value)
+            fields[name] = read_value(file_in(value)) if is_file else parse_param(value)
             check_value(fields[name])
     warn_of_unknown(fields, place="-p")
     return fields
+
+
+def file_in(value: str) -> str:
+    """Return the name of the file in "@FILE", in which a byte that is not UTF-8 is no error."""
+    return os.fsdecode(value[1:].encode())
 
 
 def parse_param(value: str) -> Any:
@@ -872,14 +993,22 @@ def parse_param(value: str) -> Any:
         return value
 
 
-def read_schema(path: str) -> JSON:
-    """Return the request field for a JSON Schema: https://docs.x.ai/docs/guides/structured-outputs."""
-    schema = read_value(path)
-    if not isinstance(schema, dict):
-        raise BadInput(f"{name_of(path)}: expected a JSON Schema, found {show(schema)}")
+def read_schema(schema: str) -> JSON:
+    """Return the request field for a JSON Schema, or for the file that holds one.
+
+    See https://docs.x.ai/docs/guides/structured-outputs.
+    """
+    if schema.lstrip().startswith("{"):
+        with at("--schema"):
+            value = parse_text(as_text(schema))
+            check_value(value)
+    else:
+        value = read_value(schema)
+        if not isinstance(value, dict):
+            raise BadInput(f"{name_of(schema)}: expected a JSON Schema, found {show(value)}")
     return {
         "type": "json_schema",
-        "json_schema": {"name": "reply", "schema": schema, "strict": True},
+        "json_schema": {"name": "reply", "schema": value, "strict": True},
     }
 
 
@@ -948,34 +1077,40 @@ def encode_body(body: JSON) -> bytes:
 #
 #   what ended the attempt                     the gate      the body is posted again, if asked for
 #   no connection within 10 s                  main's        yes
-#   the connection failed, or TLS              free          yes, unless a certificate is at fault
+#   the connection failed, or TLS              free          yes, unless it will fail again
 #   no headers by the deadline                 exchange's    no
 #   the connection failed after that           exchange's    no
 #   a status that is not 2xx                   exchange's    as refusal() says
 #   anything in or after a body of 2xx         exchange's    no
 
 
-def ask(
-    server: Server, data: bytes, reply: Reply, *, model: str, timeout: float, retries: int
-) -> Iterator[str]:
+def ask(server: Server, body: JSON, reply: Reply, *, timeout: float, retries: int) -> Iterator[str]:
     """Post the body and yield the text of the reply, piece by piece as it comes.
 
     A reply that is not whole ends in a Failure.  timeout is in seconds, from the first look-up of
     the host to the last byte.  The body is posted again, at most retries times, where it cannot
     have produced a reply.
     """
-    wait = Wait(timeout, activity=f"waiting for {model}")
+    data = encode_body(body)
+    headers = request_headers(server, is_stream=bool(body.get("stream")))
+    wait = Wait(timeout, activity=f"waiting for {body['model']}")
     for attempt in range(retries + 1):
-        reply.request_id = None
+        reply.begin()
         wait.begin()
         try:
-            response = fetch(server, data, wait)
+            response = fetch(server, headers, data, wait)
             reply.request_id = response.headers.get("x-request-id")
-            yield from read_reply(response, read_blocks(response, wait), reply, wait)
+            blocks = read_blocks(response, reply, wait)
+            if not 200 <= response.status_code < 300:
+                raise refusal(response, blocks, has_key=bool(server.key))
+            for text in read_reply(blocks, reply, wait):
+                wait.end()
+                yield text
+            log.debug("* the reply is whole")
             return
         except Failure as failure:
             suffix = f" (request id {reply.request_id})" if reply.request_id else ""
-            message = f"{server.host}: {hide(failure.message + suffix, server.key)}"
+            message = f"{server.host}: {failure.message}{suffix}"
             seconds = seconds_to_wait(failure, attempt)
             if attempt == retries or seconds is None or seconds > wait.seconds_left():
                 raise type(failure)(message) from None
@@ -995,6 +1130,19 @@ def seconds_to_wait(failure: Failure, attempt: int) -> float | None:
     return (failure.repeat_after or backoff) + random.uniform(0, backoff)
 
 
+def request_headers(server: Server, *, is_stream: bool) -> dict[str, str]:
+    accept = ["application/json", "text/event-stream"]
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": ", ".join(reversed(accept) if is_stream else accept),
+        "User-Agent": f"xchat/{__version__}",
+        **server.headers,
+    }
+    if server.key:
+        headers["Authorization"] = f"Bearer {server.key}"
+    return headers
+
+
 class Wait:
     """What goes on while we wait: the time runs out, and a terminal is told what we wait for.
 
@@ -1012,15 +1160,15 @@ class Wait:
         self.is_late = False
         self.activity = activity
         is_dumb = os.environ.get("TERM", "dumb") == "dumb" or sys.stderr is None
-        self.is_wanted = not is_dumb and os.isatty(2) and log.isEnabledFor(logging.WARNING)
+        self.is_wanted = not is_dumb and os.isatty(2) and log.level == logging.WARNING
         self.is_waiting = self.is_drawn = False
         self.lock = threading.Lock()  # one thread draws the line, another erases it
 
     def seconds_left(self) -> float:
         return max(self.start + self.timeout - time.monotonic(), 0)
 
-    def late(self) -> NoAnswer:
-        return NoAnswer(f"no answer within {self.timeout:g} s; --timeout gives it more")
+    def late(self, what: str = "no answer") -> NoAnswer:
+        return NoAnswer(f"{what} within {self.timeout:g} s; --timeout gives it more")
 
     def get(self, events: queue.SimpleQueue[Any], *, at_most: float = math.inf) -> Any:
         """Return the next event, or raise it if it is an exception; queue.Empty: it is late."""
@@ -1074,17 +1222,14 @@ class Wait:
                     write_error(ERASE_LINE)
 
 
-def fetch(server: Server, data: bytes, wait: Wait) -> requests.Response:
+def fetch(server: Server, headers: dict[str, str], data: bytes, wait: Wait) -> requests.Response:
     """Post the body once and return the response as soon as its headers are there."""
     import queue
-    import ssl
     import threading
-
-    from requests.exceptions import InvalidSchema, ProxyError
 
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     gate = threading.Lock()
-    args = (server, Body(data, gate), wait, events.put)
+    args = (server, headers, Body(data, gate), wait, events.put)
     threading.Thread(target=exchange, args=args, daemon=True).start()
     limit = min(CONNECT_TIMEOUT, wait.timeout)
     try:
@@ -1092,17 +1237,40 @@ def fetch(server: Server, data: bytes, wait: Wait) -> requests.Response:
             response = wait.get(events, at_most=limit)
         except queue.Empty:
             if gate.acquire(blocking=False):
-                raise NoAnswer(f"no connection within {limit:g} s", repeat_after=0) from None
+                late = TimeoutError(None, f"no connection within {limit:g} s")
+                raise no_answer(late, server, is_sent=False) from None
             response = wait.get(events)
     except queue.Empty:
         raise wait.late() from None
-    except (ProxyError, InvalidSchema) as error:
-        raise NoAnswer(f"the proxy failed: {explain(error)}", repeat_after=0) from None
     except wire_errors() as error:
-        is_lasting = isinstance(root_of(error), ssl.SSLCertVerificationError)
-        repeat_after = None if gate.locked() or is_lasting else 0
-        raise NoAnswer(explain(error), repeat_after=repeat_after) from None
+        raise no_answer(error, server, is_sent=gate.locked()) from None
+    tell_response(response)
     return response  # type: ignore[no-any-return]
+
+
+def no_answer(error: Exception, server: Server, *, is_sent: bool) -> NoAnswer:
+    """Return the failure of an exchange that ended without a response."""
+    import ssl
+
+    message = explain(error)
+    is_certificate = isinstance(root_of(error), ssl.SSLCertVerificationError)
+    is_proxy = bool(server.proxy) and not (is_sent and server.url.startswith("https:"))
+    if is_certificate:
+        message += f" (trusted: {'certifi' if server.trust is True else server.trust})"
+    if is_proxy and is_certificate:
+        message = f"seen through the proxy {server.proxy}, {message}"
+    elif is_proxy:
+        message = f"the proxy {server.proxy} failed: {message}"
+    is_refused = is_proxy and re.search(r": 4\d\d\b", message)  # it wants a password, say
+    is_lasting = is_sent or is_certificate or is_refused
+    return NoAnswer(message, repeat_after=None if is_lasting else 0)
+
+
+def tell_response(response: requests.Response) -> None:
+    version = {10: "1.0", 11: "1.1"}.get(response.raw.version, "?")
+    log.debug(f"< HTTP/{version} {response.status_code} {response.reason or ''}")
+    for name, value in response.headers.items():
+        log.debug(f"< {name}: {value}")
 
 
 def wire_errors() -> tuple[type[Exception], ...]:
@@ -1130,13 +1298,18 @@ class Body:
         return bytes(block)
 
 
-def exchange(server: Server, body: Body, wait: Wait, on_event: Callable[[Any], None]) -> None:
+def exchange(
+    server: Server,
+    headers: dict[str, str],
+    body: Body,
+    wait: Wait,
+    on_event: Callable[[Any], None],
+) -> None:
     """Post the body, hand over the response or an exception, and watch the clock."""
     import socket
 
     import requests
 
-    headers = request_headers(server.key)
     try:
         request = requests.Request("POST", server.url, headers=headers, data=body).prepare()
         # the adapter, not a session: no netrc, no redirects, no cookies
@@ -1144,7 +1317,7 @@ def exchange(server: Server, body: Body, wait: Wait, on_event: Callable[[Any], N
             request,
             stream=True,
             timeout=(CONNECT_TIMEOUT / 2, None),  # for each address of the host
-            verify=server.verify,
+            verify=server.trust,
             proxies=server.proxies,
         )
         connection = None
@@ -1158,19 +1331,8 @@ def exchange(server: Server, body: Body, wait: Wait, on_event: Callable[[Any], N
             wait.watch(connection)
 
 
-def request_headers(key: str) -> dict[str, str]:
-    headers = {
-        "Content-Type": "application/json",
-        "Accept": "application/json, text/event-stream",
-        "User-Agent": f"xchat/{__version__}",
-    }
-    if key:
-        headers["Authorization"] = f"Bearer {key}"
-    return headers
-
-
 def make_adapter() -> requests.adapters.HTTPAdapter:
-    """Return what sends a request: once, and on a connection that is kept alive."""
+    """Return what sends a request: once, on a connection that is kept alive."""
     from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection
 
@@ -1183,7 +1345,58 @@ def make_adapter() -> requests.adapters.HTTPAdapter:
         def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
             return super().proxy_manager_for(proxy, **kwargs, socket_options=socket_options)
 
+        def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+            """Prepare a pool of connections, on which OpenSSL takes a list of directories."""
+            first = verify if verify is True else verify.split(os.pathsep)[0]
+            super().cert_verify(conn, url, first, cert)  # type: ignore[no-untyped-call]
+            if first != verify:
+                conn.ca_certs, conn.ca_cert_dir = None, verify
+            if log.isEnabledFor(logging.DEBUG):
+                conn.ConnectionCls = telling(conn.ConnectionCls)
+
     return Adapter()
+
+
+def telling(connection: Any) -> Any:
+    """Return the class of connections with what -v tells added."""
+
+    class Telling(connection):  # type: ignore[misc]
+        def connect(self) -> None:
+            super().connect()
+            tell_connection(self.sock)
+
+        def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
+            log.debug(f"> {method} {url} HTTP/1.1")
+            super().putrequest(method, url, *args, **kwargs)
+
+        def putheader(self, header: str, *values: Any) -> None:
+            shown = "[hidden]" if "authorization" in header.lower() else " ".join(map(str, values))
+            log.debug(f"> {header}: {shown}")
+            super().putheader(header, *values)
+
+    return Telling
+
+
+def tell_connection(sock: Any) -> None:
+    """Tell with whom a connection stands, and how it is secured."""
+    with contextlib.suppress(OSError):
+        log.debug(f"* connected to {show_address(sock.getpeername())}")
+    if hasattr(sock, "getpeercert") and (certificate := sock.getpeercert()):
+        issuer = ", ".join(value for part in certificate["issuer"] for _name, value in part)
+        expiry = certificate.get("notAfter")
+        log.debug(f"* {sock.version()}, certificate of {issuer}, expires {expiry}")
+
+
+def tell_sockets(event: str, args: Any) -> None:
+    """Tell which addresses are tried; an audit hook of Python."""
+    if event == "socket.getaddrinfo":
+        log.debug(f"* looking up {args[0]}")
+    elif event == "socket.connect":
+        log.debug(f"* connecting to {show_address(args[1])}")
+
+
+def show_address(address: Any) -> str:
+    return " port ".join(map(str, address[:2])) if isinstance(address, tuple) else str(address)
 
 
 def keepalive_options() -> list[tuple[int, int, int]]:
@@ -1200,33 +1413,50 @@ def keepalive_options() -> list[tuple[int, int, int]]:
 
 
 def root_of(error: BaseException) -> BaseException:
-    while deeper := error.__cause__ or error.__context__:
+    """Return what an error began with; behind a proxy urllib3 keeps it in the arguments."""
+    while True:
+        context = None if error.__suppress_context__ else error.__context__
+        inner = next((arg for arg in error.args if isinstance(arg, BaseException)), None)
+        deeper = error.__cause__ or context or getattr(error, "reason", None) or inner
+        if not isinstance(deeper, BaseException):
+            return error
         error = deeper
-    return error
 
 
-def explain(error: BaseException) -> str:
-    """Return what is at the root of a failed exchange, in words for its user."""
+# OpenSSL's reasons where the peer speaks no TLS
+NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "RECORD_LAYER_FAILURE")
+
+
+def explain(error: Exception) -> str:
+    """Return what failed an exchange, in words for its user."""
     import http.client
     import socket
     import ssl
+    import zlib
 
-    error = root_of(error)
-    if isinstance(error, socket.gaierror):
-        return f"cannot find the host: {error.strerror}"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"cannot trust its certificate: {error.verify_message}"
-    if isinstance(error, ssl.SSLError):
-        return f"TLS failed: {error.reason or error}"
-    if isinstance(error, http.client.RemoteDisconnected):
+    import requests
+
+    root = root_of(error)
+    if isinstance(error, requests.ReadTimeout):  # only connecting has a limit of time
+        return f"connected, but no answer to the handshake within {CONNECT_TIMEOUT / 2:g} s"
+    if isinstance(root, TimeoutError) and not root.errno:
+        return root.strerror or f"no connection within {CONNECT_TIMEOUT / 2:g} s"
+    if isinstance(root, socket.gaierror):
+        return f"cannot find the host: {root.strerror}"
+    if isinstance(root, ssl.SSLCertVerificationError):
+        return f"cannot trust its certificate: {root.verify_message}"
+    if isinstance(root, (ssl.SSLEOFError, http.client.RemoteDisconnected)):
         return "closed the connection without an answer"
-    if isinstance(error, http.client.BadStatusLine):
-        return f"does not speak HTTP: {error}"
-    if isinstance(error, http.client.IncompleteRead):
+    if isinstance(root, ssl.SSLError):
+        words = (root.reason or str(root)).replace("_", " ").lower()
+        return "does not speak https" if root.reason in NO_TLS else f"TLS failed: {words}"
+    if isinstance(root, http.client.BadStatusLine):
+        return f"does not speak HTTP: {root}"
+    if isinstance(root, http.client.IncompleteRead):
         return "closed the connection in the middle"
-    if isinstance(error, TimeoutError) and not error.errno:
-        return f"no connection within {CONNECT_TIMEOUT / 2:g} s"
-    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+    if isinstance(root, zlib.error):
+        return "what is compressed is damaged"
+    return (isinstance(root, OSError) and root.strerror) or str(root) or type(root).__name__
 
 
 # Replying: the response ----------------------------------------------------------------------
@@ -1247,18 +1477,26 @@ class Reply:
         self.tool_calls: Any = None
         self.body: bytearray | None = bytearray() if keep_body else None
 
+    def begin(self) -> None:
+        """Forget what an attempt before has left."""
+        self.request_id = None
+        if self.body:
+            self.body.clear()
+
     @property
     def text(self) -> str:
         return "".join(self.texts)
 
 
-def read_blocks(response: requests.Response, wait: Wait) -> Iterator[bytes]:
+def read_blocks(response: requests.Response, reply: Reply, wait: Wait) -> Iterator[bytes]:
     """Yield the blocks of a body as they arrive, and raise a Failure unless it ends well."""
     size = 0
     try:
         if "," in response.headers.get("content-encoding", ""):
             raise ValueError("compressed more than once")  # as a bomb is
         while block := response.raw.read1(BLOCK, decode_content=True):
+            if reply.body is not None:
+                reply.body += block
             yield block
             size += len(block)
             if size > REPLY_LIMIT:
@@ -1267,29 +1505,11 @@ def read_blocks(response: requests.Response, wait: Wait) -> Iterator[bytes]:
         if not wait.is_late:
             raise BadReply(f"the reply is cut short: {explain(error)}") from None
     if wait.is_late:
-        raise wait.late()
+        raise wait.late("not the whole answer" if size else "no answer")
 
 
-def read_reply(
-    response: requests.Response, blocks: Iterator[bytes], reply: Reply, wait: Wait
-) -> Iterator[str]:
-    """Yield the text of the reply as it comes; raise a Failure if that is not all of it."""
-    if not 200 <= response.status_code < 300:
-        raise refusal(response, blocks)
-    if reply.body is not None:
-        blocks = map(functools.partial(keep, reply.body), blocks)
-    for text in read_texts(blocks, reply, wait):
-        wait.end()
-        yield text
-
-
-def keep(body: bytearray, block: bytes) -> bytes:
-    body += block
-    return block
-
-
-def read_texts(blocks: Iterator[bytes], reply: Reply, wait: Wait) -> Iterator[str]:
-    """Yield the pieces of the text as they come, and note in the reply what else does.
+def read_reply(blocks: Iterable[bytes], reply: Reply, wait: Wait) -> Iterator[str]:
+    """Yield the text of the reply as it comes; raise a Failure if that is not all of it.
 
     A completion is a stream of one event: a ChatResponse for a body that is no stream,
     ChatResponseChunks for one that is, https://docs.x.ai/docs/guides/streaming-response.  With a
@@ -1445,7 +1665,7 @@ def parse_reply(data: bytes, *, has_begun: bool) -> JSON:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        cut_short = "the reply is cut short: " if has_begun else ""
+        cut_short = "the reply is cut short: the rest is " if has_begun else ""
         raise BadReply(f"{cut_short}not a completion: {excerpt(data)}")
     if value.get("error") and not value.get("choices"):
         raise error_in_reply(value)
@@ -1467,10 +1687,10 @@ def check_finish(reply: Reply) -> None:
 
 
 def excerpt(body: bytes) -> str:
-    """Return the begin of what should have been a completion."""
+    """Return the beginning of what should have been a completion."""
     text = body[:ERROR_LIMIT].decode(errors="replace").strip()
     if text.startswith("<"):
-        return "a page of HTML; a login page of the network?"
+        return f"{page_words(text)}; a login page of the network?"
     return text or "an empty body"
 
 
@@ -1480,22 +1700,33 @@ def excerpt(body: bytes) -> str:
 NO_CREDIT = r"(?i)\bcredits?\b|spending limit|insufficient_quota"
 
 
-def refusal(response: requests.Response, blocks: Iterator[bytes]) -> Failure:
+# the API's words, Ollama's and LiteLLM's for a model that is not there
+NO_MODEL = r"(?i)\bmodel\b.*\bnot (found|exist)|\b(unknown|invalid|no such) model|model_not_found"
+
+
+def refusal(response: requests.Response, blocks: Iterator[bytes], *, has_key: bool) -> Failure:
     """Return the failure that a response outside 200 to 299 means, in the API's words."""
     status = response.status_code
-    place = f"{status} {response.reason or ''}".strip()
-    if 300 <= status < 400:
-        return Refused(f"{place}: redirects are not followed")
+    message = f"{status} {response.reason or ''}".strip()
     text = read_begin(blocks).decode(errors="replace").strip()
-    is_html = re.match(r"<(!doctype|html|head)", text, re.IGNORECASE)
-    words = "a page of HTML" if is_html else api_words(text) or "no reason given"
-    message = f"{place}: {words}"
-    if status == 408:
-        return Unavailable(message)
-    if status >= 500 or (status == 429 and not re.search(NO_CREDIT, words)):
-        is_lasting = status in (525, 526)  # certificates behind the API's own proxy
-        return Unavailable(message, repeat_after=None if is_lasting else retry_after(response))
-    return Refused(message)
+    if 300 <= status < 400:
+        location = response.headers.get("location")
+        where = f"; this one leads to {location}" if location else ""
+        return Refused(f"{message}: redirects are not followed{where}")
+    words = page_words(text) if text.startswith("<") else api_words(text) or "no reason given"
+    message += f": {words}"
+    if status in (400, 404) and re.search(NO_MODEL, words):
+        message += "; -m or XCHAT_MODEL names another"
+    if status in (401, 403, 500) and not has_key:
+        message += "; no key was sent"
+    if status not in (408, 429, *range(500, 600)) or (
+        status == 429 and re.search(NO_CREDIT, words)
+    ):
+        return Refused(message)
+    seconds = retry_after(response)
+    if seconds >= 1:
+        message += f"; asks to wait {min(seconds, 1e9):.0f} s"
+    return Unavailable(message, repeat_after=seconds if status in REPEATABLE else None)
 
 
 def read_begin(blocks: Iterator[bytes]) -> bytes:
@@ -1543,17 +1774,35 @@ def api_words(error: Any) -> str:
 
 
 def words_in(value: Any, depth: int = 0) -> str:
-    """Return the text in {"error": text}, {"error": {"message": text}}, a string of JSON, ..."""
+    """Return the text in {"error": text}, {"error": {"message": text}}, a string of JSON, ...
+
+    What a body says beside that is added: the errors of problem+json (RFC 9457), the place and
+    the message of each item in FastAPI's detail.
+    """
     if isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
             return (depth < 5 and words_in(json.loads(value), depth + 1)) or value
         return value
-    if isinstance(value, list) and value and depth < 5:
-        return words_in(value[0], depth + 1)
+    if isinstance(value, list) and depth < 5:
+        return "; ".join(filter(None, (words_in(item, depth + 1) for item in value[:5])))
     if isinstance(value, dict) and depth < 5:
-        found = (value[key] for key in ("error", "message", "detail", "msg") if value.get(key))
-        return words_in(next(found, ""), depth + 1)
+        keys = ("error", "message", "detail", "msg", "title")
+        found = (words_in(value[key], depth + 1) for key in keys if value.get(key))
+        words = next(filter(None, found), "")
+        place, more = value.get("loc") or value.get("pointer"), value.get("errors")
+        if isinstance(place, list):
+            place = ".".join(map(str, place))
+        words = f"{place}: {words}" if place and words else words
+        return ": ".join(filter(None, [words, words_in(more, depth + 1) if more else ""]))
     return ""
+
+
+def page_words(text: str) -> str:
+    """Return what a page of HTML or XML says: its title, if it has one."""
+    import html
+
+    title = re.search(r"(?is)<(title|message)\b[^>]*>\s*(.*?)\s*</\1>", text)
+    return html.unescape(title[2]) if title and title[2] else "a page of HTML"
 
 
 # Replying: the output ------------------------------------------------------------------------
@@ -1696,11 +1945,11 @@ def show_controls(text: str) -> str:
     return re.sub(CONTROL, name, text)
 
 
-def tell_usage(reply: Reply, *, key: str) -> None:
+def tell_usage(reply: Reply) -> None:
     """Write what the reply took to standard error: one line of JSON."""
 
     def number(value: Any) -> int | float | None:
-        is_sane = isinstance(value, (int, float)) and abs(value) < 1 << 53
+        is_sane = isinstance(value, (int, float)) and abs(value) < 1 << 63
         return value if is_sane else None
 
     usage = reply.usage
@@ -1717,11 +1966,12 @@ def tell_usage(reply: Reply, *, key: str) -> None:
         "reasoning_tokens": number(completion.get("reasoning_tokens")),
         "total_tokens": number(usage.get("total_tokens")),
         "cost_usd": None if ticks is None else ticks / 1e10,
+        "cost_usd_ticks": ticks,
         "seconds": round(time.monotonic() - reply.start, 3),
         "request_id": reply.request_id,
     }
     known = {name: value for name, value in facts.items() if value is not None}
-    write_error(hide(json.dumps(known), key) + "\n")
+    write_error(hide(json.dumps(known)) + "\n")
 
 
 # Replying: files -----------------------------------------------------------------------------
@@ -1749,7 +1999,15 @@ def check_output(path: str | None) -> None:
 
 def is_special(path: str) -> bool:
     """Say whether the file is there but can't be replaced by another one: a device, a pipe."""
+    if fd_of(path) is not None:
+        return True
     return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+
+
+def fd_of(path: str) -> int | None:
+    """Return the descriptor that a name such as /dev/stdout stands for."""
+    match = re.fullmatch(r"/dev/(?:fd/(\d+)|std(?:out|(err)))|/proc/self/fd/(\d+)", path)
+    return int(match[1] or match[3] or (2 if match[2] else 1)) if match else None
 
 
 @contextlib.contextmanager
@@ -1759,6 +2017,10 @@ def replaced(path: str, data: bytes, *, mode: int) -> Iterator[None]:
     The new file has the old one's mode and, where possible, its owner; mode is for a file where
     there was none. What can't be replaced is written to.
     """
+    if (fd := fd_of(path)) is not None:
+        write_bytes(fd, data)
+        yield
+        return
     if is_special(path):
         with open(path, "wb", buffering=0) as file:
             write_bytes(file.fileno(), data)
@@ -1930,7 +2192,7 @@ HEADINGS = {
     "Prompt": ["systems", "files", "append", "images", "no_stdin"],
     "Request": ["model", "temperature", "max_tokens", "schema", "params", "dry_run"],
     "Reply": ["stream", "extract", "raw", "output", "usage"],
-    "General": ["timeout", "retries", "quiet", "help", "version"],
+    "General": ["timeout", "retries", "quiet", "verbose", "help", "version"],
 }
 
 
@@ -1972,6 +2234,13 @@ class Text(click.ParamType):  # type: ignore[type-arg]
             return as_text(value)
         except BadInput as failure:
             self.fail(failure.message, param, ctx)
+
+
+def check_not_empty(options: dict[str, Any]) -> None:
+    """Refuse what a script's unset variable gives."""
+    for name, value in options.items():
+        if value == "" or (isinstance(value, tuple) and "" in value):
+            raise BadInput(f"{name}: is empty")
 
 
 def check_stdin_uses(words: Sequence[str], inputs: Sequence[Any], *, no_stdin: bool) -> None:
@@ -2069,7 +2338,9 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
               help="Tell tokens and cost on standard error, as JSON.")
 @click.option("-q", "--quiet", is_flag=True,
               help="Tell nothing but errors.")
-@about("--version", help="Show the version.")
+@click.option("-v", "--verbose", is_flag=True,
+              help="Show what happens on the wire.")
+@about("-V", "--version", help="Show the version.")
 @about("-h", "--help", help="Show this help.")
 @click.option("--timeout", metavar="SECONDS", type=SECONDS, default=TIMEOUT, show_default=True,
               envvar="XCHAT_TIMEOUT", show_envvar=True,
@@ -2091,6 +2362,7 @@ def xchat(
     output: str | None,
     usage: bool,
     quiet: bool,
+    verbose: bool,
     timeout: float,
     retries: int,
     **request: Any,  # the options that become request fields
@@ -2107,10 +2379,14 @@ def xchat(
       git diff | xchat "Review this change" | tee review.txt
       while read -r line; do xchat -n -- "$line"; done <list
     """
-    log.setLevel(logging.ERROR if quiet else logging.WARNING)
+    log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
+    if verbose:
+        sys.addaudithook(tell_sockets)
+    check_not_empty({"-f": files, "-i": images, "-m": request["model"], "-o": output,
+                     "--schema": request["schema"]})
     output = None if output == "-" else output
     values = [param.partition("=")[2] for param in request["params"]]
-    param_files = [value[1:] for value in values if value.startswith("@")]
+    param_files = [file_in(value) for value in values if value.startswith("@")]
     inputs = [*files, *images, request["schema"], *param_files]
     check_stdin_uses(words, inputs, no_stdin=no_stdin)
     check_outputs(
@@ -2127,20 +2403,20 @@ def xchat(
     urls = [image_url(image) for image in images]
     is_asked = bool(history) and history[-1]["role"] == "user" and not words
     is_complete = is_asked and sys.stdin is not None and os.isatty(0)
-    prompt = read_prompt(words, no_stdin=no_stdin or "-" in inputs or is_complete)
+    is_read = not (no_stdin or is_complete or "-" in inputs)
+    prompt = read_prompt(words, no_stdin=not is_read, timeout=timeout)
 
     first = [{"role": "system", "content": text} for text in systems]
     turn = prompt_messages(prompt, urls)
     body = build_body(first + history + turn, fields=fields, options=options)
     is_held = bool(output) or extract or raw
     is_live = choose_stream(body, request["stream"], is_held=is_held)
-    data = encode_body(body)
     if server is None:
-        write(data + b"\n", output)
+        write(encode_body(body) + b"\n", output)
         return
 
     reply = Reply(keep_body=raw)
-    texts = ask(server, data, reply, model=body["model"], timeout=timeout, retries=retries)
+    texts = ask(server, body, reply, timeout=timeout, retries=retries)
     failure = receive(texts, is_live=is_live)
 
     turn.append({"role": "assistant", "content": reply.text})
@@ -2150,7 +2426,7 @@ def xchat(
         is_live=is_live, extract=extract, is_json=bool(request["schema"]),
     )  # fmt: skip
     if usage:
-        tell_usage(reply, key=server.key)
+        tell_usage(reply)
     if failure:
         raise failure
 
@@ -2204,16 +2480,20 @@ def die_of(number: int) -> NoReturn:
     sys.exit(128 + number)  # the parent has blocked it
 
 
+SEE_HELP = "; see xchat --help"
+
+
 def explain_usage(error: click.UsageError) -> str:
     """Return what is wrong with the options, in words like ours."""
     if isinstance(error, click.NoSuchOption):
         hint = did_you_mean(error.option_name, error.possibilities or [])
-        hint = hint or "; a prompt that begins with - goes after --"
+        is_prompt = any(re.match(r"-[^-\s]*\s|-\d", word) for word in sys.argv[1:])
+        hint = hint or ("; a prompt that begins with - goes after --" if is_prompt else SEE_HELP)
         return f"no such option: {error.option_name}{hint}"
     message = error.message[:1].lower() + error.message[1:].rstrip(".")
     if isinstance(error, click.BadParameter):
         return f"{place_of(error)}: {message}"
-    return f"{message}; try 'xchat --help'"
+    return f"{message}{SEE_HELP}"
 
 
 def place_of(error: click.BadParameter) -> str:
