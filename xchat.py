@@ -430,9 +430,10 @@ def read_stdin(*, advice: str = "", timeout: float = math.inf) -> bytearray:
             return read_bytes(stdin)
         delay = min(HINT_DELAY, timeout)
         if not select.select([stdin], [], [], delay)[0]:
-            if os.isatty(2):  # another xchat of the pipeline may have a status line there
-                write_error(ERASE_LINE)
-            log.warning(f"still waiting for standard input{advice}")
+            if timeout > delay:
+                if os.isatty(2):  # another xchat of the pipeline may have a status line there
+                    write_error(ERASE_LINE)
+                log.warning(f"still waiting for standard input{advice}")
             left = None if timeout == math.inf else min(timeout - delay, 1e6)
             if not select.select([stdin], [], [], left)[0]:
                 raise BadInput(f"nothing came within {timeout:g} s{advice}")
@@ -1237,7 +1238,8 @@ def fetch(server: Server, headers: dict[str, str], data: bytes, wait: Wait) -> r
             response = wait.get(events, at_most=limit)
         except queue.Empty:
             if gate.acquire(blocking=False):
-                late = TimeoutError(None, f"no connection within {limit:g} s")
+                secure = "secure " if server.url.startswith("https:") else ""
+                late = TimeoutError(None, f"no {secure}connection within {limit:g} s")
                 raise no_answer(late, server, is_sent=False) from None
             response = wait.get(events)
     except queue.Empty:
@@ -1370,8 +1372,8 @@ def telling(connection: Any) -> Any:
             super().putrequest(method, url, *args, **kwargs)
 
         def putheader(self, header: str, *values: Any) -> None:
-            shown = "[hidden]" if "authorization" in header.lower() else " ".join(map(str, values))
-            log.debug(f"> {header}: {shown}")
+            value = values[0].decode() if isinstance(values[0], bytes) else values[0]
+            log.debug(f"> {header}: {'[hidden]' if 'authorization' in header.lower() else value}")
             super().putheader(header, *values)
 
     return Telling
@@ -2498,12 +2500,11 @@ def explain_usage(error: click.UsageError) -> str:
 
 def place_of(error: click.BadParameter) -> str:
     """Return the option that has a bad value, or the variable that the value is from."""
-    if not (error.ctx and isinstance(error.param, click.Option)):
+    option = error.param
+    if not isinstance(option, click.Option):
         return "PROMPT"
-    source = error.ctx.get_parameter_source(error.param.name or "")
-    if source == click.core.ParameterSource.ENVIRONMENT:
-        return str(error.param.envvar)
-    return error.param.opts[0]
+    is_given = any(word.partition("=")[0] in option.opts for word in sys.argv[1:])
+    return option.opts[0] if is_given or not option.envvar else str(option.envvar)
 
 
 if __name__ == "__main__":
