@@ -242,6 +242,8 @@ def parse_base_url(url: str) -> SplitResult:
     return parts
 
 
+NOT_GRAPHIC = r"[^!-~]"
+HAS_NOT_GRAPHIC = "holds a space, a control character or a letter outside ASCII"
 HOST_NAME = r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?"
 
 
@@ -249,8 +251,8 @@ def check_url(url: str, *, schemes: Sequence[str]) -> SplitResult:
     """Return the parts of a URL, or raise BadInput, which shows nothing of it."""
     from urllib.parse import urlsplit
 
-    if re.search(r"[^!-~]", url):
-        raise BadInput("holds a space, a control character or a letter outside ASCII")
+    if re.search(NOT_GRAPHIC, url):
+        raise BadInput(HAS_NOT_GRAPHIC)
     try:
         parts = urlsplit(url)
         host, _port = parts.hostname or "", parts.port
@@ -281,36 +283,27 @@ def on_loopback(host: str) -> bool:
 
 
 def read_key() -> str:
-    """Return the API key from XAI_API_KEY or XAI_API_KEY_FILE, checked; "" where there is none."""
+    """Return the API key from XAI_API_KEY or XAI_API_KEY_FILE; "" where there is none.
+
+    What would not pass as a header's value is refused; no message shows the key.
+    """
     name = "XAI_API_KEY"
     key = os.environ.get(name, "").strip()
     if not key and (path := os.environ.get("XAI_API_KEY_FILE")):
         name = "XAI_API_KEY_FILE"
-        with at(name), at(path):
-            key = read_key_file(path)
-    with at(name):
-        check_key(key)
+        with at(name), at(path), open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            key = file.readline(BLOCK).decode("latin-1").strip()
+        if stat.S_ISREG(mode) and mode & 0o044:
+            log.warning(f"{name}: {path}: others can read the key; chmod 600 it")
+    if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
+        raise BadInput(f"{name}: the key stands in quotation marks; leave them off")
+    if re.match(r"bearer\s", key, re.IGNORECASE):
+        raise BadInput(f"{name}: the key begins with 'Bearer '; leave that off")
+    if re.search(NOT_GRAPHIC, key):
+        raise BadInput(f"{name}: the key {HAS_NOT_GRAPHIC}")
     secrets.update({key: "[the key]"} if key else {})
     return key
-
-
-def read_key_file(path: str) -> str:
-    with open(path, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        line = file.readline(BLOCK)
-    if stat.S_ISREG(mode) and mode & 0o044:
-        log.warning(f"XAI_API_KEY_FILE: {path}: others can read the key; chmod 600 it")
-    return line.decode("latin-1").strip()
-
-
-def check_key(key: str) -> None:
-    """Refuse what would not pass as a header's value; the message never shows the key."""
-    if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
-        raise BadInput("the key stands in quotation marks; leave them off")
-    if re.match(r"bearer\s", key, re.IGNORECASE):
-        raise BadInput("the key begins with 'Bearer '; leave that off")
-    if re.search(r"[^!-~]", key):
-        raise BadInput("the key holds a space, a control character or a letter outside ASCII")
 
 
 def read_headers(text: str) -> dict[str, str]:
@@ -339,6 +332,8 @@ def read_proxies(url: str) -> tuple[dict[str, str], str]:
 
     They are what HTTPS_PROXY, ALL_PROXY and NO_PROXY say.
     """
+    import importlib.util
+
     from requests.utils import get_environ_proxies, select_proxy
 
     proxies = get_environ_proxies(url)
@@ -348,19 +343,10 @@ def read_proxies(url: str) -> tuple[dict[str, str], str]:
     scheme = url.partition(":")[0].upper()
     with at(f"{scheme}_PROXY or ALL_PROXY"):
         parts = check_url(proxy if "://" in proxy else f"http://{proxy}", schemes=PROXY_SCHEMES)
-        if parts.scheme.startswith("socks"):
-            require_socks()
+        if parts.scheme.startswith("socks") and not importlib.util.find_spec("socks"):
+            raise BadInput("SOCKS needs PySocks: pip install PySocks, or Debian's python3-socks")
     secrets.update({parts.password: "[hidden]"} if parts.password else {})
     return proxies, parts.netloc.rpartition("@")[2]
-
-
-def require_socks() -> None:
-    try:
-        import socks  # type: ignore[import-untyped]  # noqa: F401
-    except ImportError:
-        raise BadInput(
-            "a SOCKS proxy needs PySocks: pip install PySocks, or on Debian python3-socks"
-        ) from None
 
 
 def trust_store() -> str | bool:
@@ -370,28 +356,22 @@ def trust_store() -> str | bool:
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         if path := os.environ.get(name):
             with at(name), at(path):
-                return check_trust_store(path, is_list=name == "SSL_CERT_DIR")
-    paths = ssl.get_default_verify_paths()
-    if paths.capath and is_hashed(paths.capath):
-        return paths.capath
-    return paths.cafile or True
-
-
-def check_trust_store(path: str, *, is_list: bool) -> str:
-    """Return the file, the directory, or those of a list that are there."""
-    import ssl
-
-    directories = list(filter(os.path.isdir, path.split(os.pathsep) if is_list else [path]))
-    if any(map(is_hashed, directories)):
-        return os.pathsep.join(directories)
-    os.stat(path)
-    if directories:
-        raise BadInput("holds no certificate under the hash of its name; see openssl rehash")
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except ssl.SSLError:
-        raise BadInput("holds no certificate in PEM") from None
-    return path
+                paths = path.split(os.pathsep) if name == "SSL_CERT_DIR" else [path]
+                directories = list(filter(os.path.isdir, paths))
+                if any(map(is_hashed, directories)):
+                    return os.pathsep.join(directories)
+                os.stat(path)
+                if directories:
+                    raise BadInput("holds no certificate; openssl rehash names them by hash")
+                try:
+                    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+                except ssl.SSLError:
+                    raise BadInput("holds no certificate in PEM") from None
+                return path
+    default = ssl.get_default_verify_paths()
+    if default.capath and is_hashed(default.capath):
+        return default.capath
+    return default.cafile or True
 
 
 def is_hashed(directory: str) -> bool:
@@ -458,19 +438,15 @@ def decode(data: bytes | bytearray) -> str:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise not_text(error.start, data, has_nul=nul >= 0) from None
+        place = f"not UTF-8 at byte {error.start}"
+        is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        if nul >= 0 and not is_utf16:
+            raise BadInput(f"binary data, not text: {place}") from None
+        charset = "UTF-16" if is_utf16 else "ISO-8859-1"
+        raise BadInput(f"{place}; convert it, as in: iconv -f {charset} -t UTF-8") from None
     if nul >= 0:
         raise BadInput(f"binary data, not text: NUL at byte {nul}")
     return text.removeprefix("\ufeff")
-
-
-def not_text(start: int, data: bytes | bytearray, *, has_nul: bool) -> BadInput:
-    """Return the failure that bytes which are not UTF-8 mean, from the byte at start on."""
-    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    if has_nul and not is_utf16:
-        return BadInput(f"binary data, not text: not UTF-8 at byte {start}")
-    charset = "UTF-16" if is_utf16 else "ISO-8859-1"
-    return BadInput(f"not UTF-8 at byte {start}; convert it, as in: iconv -f {charset} -t UTF-8")
 
 
 def as_text(word: str) -> str:
@@ -494,15 +470,11 @@ def read_prompt(words: Sequence[str], *, no_stdin: bool, timeout: float) -> str:
     if not no_stdin and (not words or "-" in words or stdin_is_pipe_or_file()):
         has_words = any(part.strip() for part in parts)
         with at("standard input"):
-            if has_words:
-                stdin = read_stdin(advice="; -n does not read it", timeout=timeout)
-            else:
-                stdin = read_stdin()
-            parts.insert(1, decode(stdin))
+            advice, limit = ("; -n does not read it", timeout) if has_words else ("", math.inf)
+            parts.insert(1, decode(read_stdin(advice=advice, timeout=limit)))
         if has_words and not parts[1].strip() and stdin_is_pipe_or_file():
             log.warning(
-                "standard input was empty: only the words are sent (errors of the command before"
-                " the pipe come along with 2>&1)"
+                "standard input was empty: the words are sent alone (2>&1 pipes errors too)"
             )
     return "\n\n".join(part for part in parts if part.strip())
 
@@ -568,32 +540,22 @@ def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
     fields: JSON = {}
     messages: list[JSON] = []
     for path in paths:
-        more_fields, more_messages = read_conversation(path)
+        with at(name_of(path)):
+            text = decode(read_file(path))
+            more_fields, more_messages = split_conversation(parse_text(text, advice=TEXT_ADVICE))
+        warn_of_unknown(more_fields, place=name_of(path))
         fields.update(more_fields)
         messages.extend(more_messages)
     return fields, messages
 
 
-def read_conversation(path: str) -> tuple[JSON, list[JSON]]:
-    """Return the request fields and the messages of one file ("-": standard input)."""
-    with at(name_of(path)):
-        text = decode(read_file(path))
-        fields, messages = split_conversation(parse_text(text, advice=TEXT_ADVICE))
-    warn_of_unknown(fields, place=name_of(path))
-    return fields, messages
-
-
 def warn_of_unknown(fields: Iterable[str], *, place: str) -> None:
     unknown = [field for field in fields if field not in FIELDS]
-    if not unknown:
-        return
-    names = ", ".join(map(repr, unknown[:3]))
-    more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-    plural = "s" if len(unknown) > 1 else ""
-    hints = filter(None, (did_you_mean(field, FIELDS) for field in unknown[:3]))
-    log.warning(
-        f"{place}: unknown request field{plural} {names}{more}, sent as given{next(hints, '')}"
-    )
+    if unknown:
+        what = "field" if len(unknown) == 1 else "fields"
+        names = ", ".join(field + did_you_mean(field, FIELDS, " ({})") for field in unknown[:3])
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        log.warning(f"{place}: unknown request {what}, sent as given: {names}{more}")
 
 
 def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
@@ -609,9 +571,7 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     if "role" in value:
         return {}, check_messages([value])
     if value.keys() == {"user"}:
-        raise BadInput(
-            "'user' alone is a request field; a message is an item of a list: - user: ..."
-        )
+        raise BadInput("'user' alone is a request field; a message is a list item: - user: ...")
     if "history" in value and "messages" in value:
         raise BadInput("'history' and 'messages' are the same; keep one")
     fields = {name: field for name, field in value.items() if name not in CONVERSATION}
@@ -626,7 +586,7 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
             messages += check_messages(value[name])
     for name in fields:
         check_field_name(name)
-    if value and not value.keys() & {*CONVERSATION, *FIELDS}:
+    if fields and not value.keys() & {*CONVERSATION, *FIELDS}:
         raise BadInput(f"not a conversation: none of its keys is known{TEXT_ADVICE}")
     for name, field in fields.items():
         with at(name):
@@ -743,10 +703,10 @@ def nearest(word: Any, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(str(word)[:50], [*known], n=1)), None)
 
 
-def did_you_mean(word: Any, known: Iterable[str]) -> str:
+def did_you_mean(word: Any, known: Iterable[str], form: str = "; {}") -> str:
     """Return "; did you mean 'that'?" where a known word is near, else an empty string."""
     match = nearest(word, known)
-    return f"; did you mean {match!r}?" if match else ""
+    return form.format(f"did you mean {match!r}?") if match else ""
 
 
 def show(value: Any) -> str:
@@ -806,7 +766,10 @@ def load_json(text: str) -> Any:
     def refuse(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
-    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except RecursionError:
+        raise BadInput(TOO_DEEP) from None
 
 
 # the API's guide prints a conversation with and without a comma between two messages, and with
@@ -968,12 +931,14 @@ def read_params(params: Iterable[str]) -> JSON:
             raise BadInput(f"-p {param}: expected NAME=VALUE or NAME=@FILE")
         with at(f"-p {name}"):
             if name in CONVERSATION:
-                raise BadInput(
-                    "not a field for an option; messages come from -s, -f and the prompt"
-                )
+                raise BadInput("not a field; messages come from -s, -f and the prompt")
             check_field_name(name)
-            is_file = value.startswith("@")
-            fields[name] = read_value(file_in(value)) if is_file else parse_param(value)
+            if value.startswith("@"):
+                fields[name] = read_value(file_in(value))
+                continue
+            fields[name] = value
+            with contextlib.suppress(ValueError):
+                fields[name] = load_json(value)
             check_value(fields[name])
     warn_of_unknown(fields, place="-p")
     return fields
@@ -982,16 +947,6 @@ def read_params(params: Iterable[str]) -> JSON:
 def file_in(value: str) -> str:
     """Return the name of the file in "@FILE", in which a byte that is not UTF-8 is no error."""
     return os.fsdecode(value[1:].encode())
-
-
-def parse_param(value: str) -> Any:
-    """Return the value of JSON, or else the text as it is."""
-    try:
-        return load_json(value)
-    except RecursionError:
-        raise BadInput(TOO_DEEP) from None
-    except ValueError:
-        return value
 
 
 def read_schema(schema: str) -> JSON:
@@ -1033,12 +988,9 @@ def build_body(messages: list[JSON], *, fields: JSON, options: JSON) -> JSON:
         raise BadInput("no prompt: give it as arguments or on standard input")
     if TOKEN_LIMITS & options.keys():
         fields = {name: fields[name] for name in fields if name not in TOKEN_LIMITS}
-    return {"model": default_model(), "messages": messages, **fields, **options}
-
-
-def default_model() -> str:
     with at("XCHAT_MODEL"):
-        return as_text(os.environ.get("XCHAT_MODEL", "")).strip() or MODEL
+        model = as_text(os.environ.get("XCHAT_MODEL", "")).strip() or MODEL
+    return {"model": model, "messages": messages, **fields, **options}
 
 
 # What the API is asked for, and whether each piece of text is written as it arrives ("live") or
@@ -1246,7 +1198,9 @@ def fetch(server: Server, headers: dict[str, str], data: bytes, wait: Wait) -> r
         raise wait.late() from None
     except wire_errors() as error:
         raise no_answer(error, server, is_sent=gate.locked()) from None
-    tell_response(response)
+    log.debug(f"< HTTP/{response.raw.version / 10} {response.status_code} {response.reason}")
+    for name, value in response.headers.items():
+        log.debug(f"< {name}: {value}")
     return response  # type: ignore[no-any-return]
 
 
@@ -1266,13 +1220,6 @@ def no_answer(error: Exception, server: Server, *, is_sent: bool) -> NoAnswer:
     is_refused = is_proxy and re.search(r": 4\d\d\b", message)  # it wants a password, say
     is_lasting = is_sent or is_certificate or is_refused
     return NoAnswer(message, repeat_after=None if is_lasting else 0)
-
-
-def tell_response(response: requests.Response) -> None:
-    version = {10: "1.0", 11: "1.1"}.get(response.raw.version, "?")
-    log.debug(f"< HTTP/{version} {response.status_code} {response.reason or ''}")
-    for name, value in response.headers.items():
-        log.debug(f"< {name}: {value}")
 
 
 def wire_errors() -> tuple[type[Exception], ...]:
@@ -1335,10 +1282,22 @@ def exchange(
 
 def make_adapter() -> requests.adapters.HTTPAdapter:
     """Return what sends a request: once, on a connection that is kept alive."""
+    import socket
+
     from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection
 
-    socket_options = [*HTTPConnection.default_socket_options, *keepalive_options()]
+    idle, interval = KEEPALIVE  # middleboxes forget connections that are silent for long
+    seconds = {"TCP_KEEPIDLE": idle, "TCP_KEEPALIVE": idle, "TCP_KEEPINTVL": interval}
+    socket_options = [
+        *HTTPConnection.default_socket_options,
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        *[
+            (socket.IPPROTO_TCP, getattr(socket, name), value)
+            for name, value in seconds.items()
+            if hasattr(socket, name)
+        ],
+    ]
 
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -1365,7 +1324,14 @@ def telling(connection: Any) -> Any:
     class Telling(connection):  # type: ignore[misc]
         def connect(self) -> None:
             super().connect()
-            tell_connection(self.sock)
+            certificate = hasattr(self.sock, "getpeercert") and self.sock.getpeercert()
+            if certificate:
+                issuer = ", ".join(value for part in certificate["issuer"] for _name, value in part)
+                log.debug(
+                    f"* {self.sock.version()}, certificate of {issuer},"
+                    f" expires {certificate.get('notAfter')}"
+                )
+            log.debug("* connected")
 
         def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
             log.debug(f"> {method} {url} HTTP/1.1")
@@ -1379,39 +1345,12 @@ def telling(connection: Any) -> Any:
     return Telling
 
 
-def tell_connection(sock: Any) -> None:
-    """Tell with whom a connection stands, and how it is secured."""
-    with contextlib.suppress(OSError):
-        log.debug(f"* connected to {show_address(sock.getpeername())}")
-    if hasattr(sock, "getpeercert") and (certificate := sock.getpeercert()):
-        issuer = ", ".join(value for part in certificate["issuer"] for _name, value in part)
-        expiry = certificate.get("notAfter")
-        log.debug(f"* {sock.version()}, certificate of {issuer}, expires {expiry}")
-
-
 def tell_sockets(event: str, args: Any) -> None:
     """Tell which addresses are tried; an audit hook of Python."""
     if event == "socket.getaddrinfo":
         log.debug(f"* looking up {args[0]}")
     elif event == "socket.connect":
-        log.debug(f"* connecting to {show_address(args[1])}")
-
-
-def show_address(address: Any) -> str:
-    return " port ".join(map(str, address[:2])) if isinstance(address, tuple) else str(address)
-
-
-def keepalive_options() -> list[tuple[int, int, int]]:
-    """Return the socket options that probe a silent connection: middleboxes forget idle ones."""
-    import socket
-
-    idle, interval = KEEPALIVE
-    seconds = {"TCP_KEEPIDLE": idle, "TCP_KEEPALIVE": idle, "TCP_KEEPINTVL": interval}
-    options = {name: value for name, value in seconds.items() if hasattr(socket, name)}
-    return [
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        *[(socket.IPPROTO_TCP, getattr(socket, name), value) for name, value in options.items()],
-    ]
+        log.debug(f"* connecting to {' port '.join(map(str, args[1][:2]))}")
 
 
 def root_of(error: BaseException) -> BaseException:
@@ -1616,11 +1555,22 @@ def read_lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 def add_event(reply: Reply, data: bytes, wait: Wait) -> str:
     """Return the text that a completion or a chunk of one has; note in the reply what else."""
-    value = parse_reply(data, has_begun=bool(reply.texts))
+    try:
+        value = json.loads(data.removeprefix(BOM).decode(errors="replace"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        cut_short = "the reply is cut short: the rest is " if reply.texts else ""
+        raise BadReply(f"{cut_short}not a completion: {excerpt(data)}")
+    if value.get("error") and not value.get("choices"):
+        raise error_in_reply(value)
     reply.model = value.get("model") or reply.model
     reply.usage = mapping_in(value, "usage") or reply.usage
     choices = value.get("choices")
-    choice: JSON = next(filter(is_first, choices), {}) if isinstance(choices, list) else {}
+    choice: JSON = {}  # the one with index 0, which may be left out of a single one
+    if isinstance(choices, list):
+        mappings = filter(lambda item: isinstance(item, dict), choices)
+        choice = next((item for item in mappings if not item.get("index")), {})
     reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
     message = choice.get("delta") or choice.get("message")
     if not isinstance(message, dict):
@@ -1632,11 +1582,6 @@ def add_event(reply: Reply, data: bytes, wait: Wait) -> str:
     if message.get("reasoning_content"):
         wait.activity = "thinking"
     return text_in(message.get("content"))
-
-
-def is_first(choice: Any) -> bool:
-    """Say whether it is the choice with index 0, which a server of a single one may leave out."""
-    return isinstance(choice, dict) and not choice.get("index")
 
 
 def text_in(content: Any) -> str:
@@ -1658,20 +1603,6 @@ def without_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-def parse_reply(data: bytes, *, has_begun: bool) -> JSON:
-    """Return a completion or a chunk of one as JSON; an error object raises what it means."""
-    try:
-        value = json.loads(data.removeprefix(BOM).decode(errors="replace"))
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        cut_short = "the reply is cut short: the rest is " if has_begun else ""
-        raise BadReply(f"{cut_short}not a completion: {excerpt(data)}")
-    if value.get("error") and not value.get("choices"):
-        raise error_in_reply(value)
-    return value
 
 
 def check_finish(reply: Reply) -> None:
@@ -1710,7 +1641,11 @@ def refusal(response: requests.Response, blocks: Iterator[bytes], *, has_key: bo
     """Return the failure that a response outside 200 to 299 means, in the API's words."""
     status = response.status_code
     message = f"{status} {response.reason or ''}".strip()
-    text = read_begin(blocks).decode(errors="replace").strip()
+    body = b""
+    with contextlib.suppress(Failure):  # what came is told, even if it is cut short or late
+        while len(body) < ERROR_LIMIT and (block := next(blocks, b"")):
+            body += block
+    text = body.decode(errors="replace").strip()
     if 300 <= status < 400:
         location = response.headers.get("location")
         where = f"; this one leads to {location}" if location else ""
@@ -1729,15 +1664,6 @@ def refusal(response: requests.Response, blocks: Iterator[bytes], *, has_key: bo
     if seconds >= 1:
         message += f"; asks to wait {min(seconds, 1e9):.0f} s"
     return Unavailable(message, repeat_after=seconds if status in REPEATABLE else None)
-
-
-def read_begin(blocks: Iterator[bytes]) -> bytes:
-    """Return as much of an error's body as is of use, cut short or late or not."""
-    body = b""
-    with contextlib.suppress(Failure):
-        while len(body) < ERROR_LIMIT and (block := next(blocks, b"")):
-            body += block
-    return body
 
 
 def retry_after(response: requests.Response) -> float:
@@ -1850,7 +1776,11 @@ def deliver(
     """
     try:
         text = extract_code(reply.text) if extract else reply.text
-        failure = failure or (json_failure(text) if is_json else None)
+        if is_json and not failure:
+            try:
+                load_json(text)
+            except (ValueError, BadInput):
+                failure = BadReply("the reply is not JSON")
         data = text.encode() if reply.body is None else bytes(reply.body)
         data = b"" if is_live else data if data.endswith(b"\n") or not data else data + b"\n"
         if failure is None:
@@ -1900,15 +1830,6 @@ def extract_code(text: str) -> str:
     if not inside.strip():
         raise BadReply("the code block is empty")
     return re.sub(rf"(?m)^[ \t]{{1,{indent}}}", "", inside) if indent else inside
-
-
-def json_failure(text: str) -> Failure | None:
-    """Return the failure of a text that should be JSON and is not."""
-    try:
-        load_json(text)
-    except (ValueError, RecursionError):
-        return BadReply("the reply is not JSON")
-    return None
 
 
 def write_output(data: bytes) -> None:
@@ -2034,7 +1955,11 @@ def replaced(path: str, data: bytes, *, mode: int) -> Iterator[None]:
     try:
         mode = 0o600 if os.path.exists(path) else mode  # nobody may open it before it is alike
         with open(os.open(temporary, flags, mode), "wb", buffering=0) as file:
-            be_like(path, file.fileno())
+            if os.path.exists(path):
+                old = os.stat(path)
+                with contextlib.suppress(OSError):
+                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
             write_bytes(file.fileno(), data)
             os.fsync(file.fileno())
         yield
@@ -2043,15 +1968,6 @@ def replaced(path: str, data: bytes, *, mode: int) -> Iterator[None]:
         with contextlib.suppress(FileNotFoundError):  # an interrupt may come as it is renamed
             os.unlink(temporary)
         raise
-
-
-def be_like(path: str, fd: int) -> None:
-    """Give the file the mode and, where possible, the owner of another, if there is one."""
-    if os.path.exists(path):
-        old = os.stat(path)
-        with contextlib.suppress(OSError):
-            os.fchown(fd, old.st_uid, old.st_gid)
-        os.fchmod(fd, stat.S_IMODE(old.st_mode))
 
 
 # Replying: the turn that is added to the conversation ----------------------------------------
@@ -2167,24 +2083,22 @@ def with_messages(value: Any, turn: list[JSON]) -> Any:
 
 def to_yaml(value: Any) -> str:
     """Return a value as YAML; text of several lines as a block, where it can be read again."""
-    text = dump_yaml(value, is_quoted=False)
-    return text if parse_yaml(text) == value else dump_yaml(value, is_quoted=True)
-
-
-def dump_yaml(value: Any, *, is_quoted: bool) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):  # libyaml's escapes whatever has an emoji
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
-    def represent(dumper: Any, text: str) -> Any:
-        style = '"' if is_quoted else "|" if "\n" in text else None
-        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+        def represent_text(self, text: str) -> Any:
+            style = "|" if "\n" in text and not self.default_style else None
+            return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
-    Dumper.add_representer(str, represent)
-    text: str = yaml.dump(value, Dumper=Dumper, allow_unicode=True, sort_keys=False, width=1 << 30)
-    return text
+    Dumper.add_representer(str, Dumper.represent_text)
+    options: JSON = {"Dumper": Dumper, "allow_unicode": True, "sort_keys": False, "width": 1 << 30}
+    text: str = yaml.dump(value, **options)
+    if parse_yaml(text) == value:
+        return text
+    return str(yaml.dump(value, **options, default_style='"'))
 
 
 # Command -------------------------------------------------------------------------------------
@@ -2303,53 +2217,52 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
 # fmt: off
 @click.command(
     cls=Command, add_help_option=False,
-    epilog="The key comes from XAI_API_KEY, or the file that XAI_API_KEY_FILE names.",
+    epilog="Set XAI_API_KEY, or XAI_API_KEY_FILE, to give the API key. More: man xchat",
 )
 @click.argument("words", metavar="[PROMPT]...", nargs=-1, type=Text())
 @click.option("-s", "--system", "systems", metavar="TEXT", multiple=True, type=Text(),
-              help="Begin with a system message; repeatable.")
+              help="Add a system message (repeatable)")
 @click.option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
-              help="Send this conversation first; repeatable.")
+              help="Send this conversation file first (repeatable)")
 @click.option("-a", "--append", is_flag=True,
-              help="Add the prompt and the reply to that FILE.")
+              help="Append the prompt and the reply to FILE")
 @click.option("-i", "--image", "images", metavar="FILE|URL", multiple=True, type=click.Path(),
-              help="Show the model an image; repeatable.")
+              help="Attach an image (JPEG, PNG, WebP; repeatable)")
 @click.option("-n", "--no-stdin", is_flag=True,
-              help="Leave standard input alone, as a loop needs it.")
+              help="Do not read standard input (for loops and cron)")
 @click.option("-m", "--model", metavar="NAME", type=Text(),
-              help=f"Ask this model.  [env var: XCHAT_MODEL; default: {MODEL}]")
+              help=f"Model to use [default: {MODEL}, or $XCHAT_MODEL]")
 @click.option("-t", "--temperature", metavar="NUMBER", type=ZERO_TO_TWO,
-              help="How random the reply is.")
+              help="Sampling temperature, from 0 to 2")
 @click.option("--max-tokens", metavar="N", type=COUNT,
-              help="Let the reply have at most N tokens.")
-@click.option("--schema", metavar="FILE", type=click.Path(),
-              help="Ask for JSON by this JSON Schema.")
+              help="Limit the length of the reply to N tokens")
+@click.option("--schema", metavar="FILE|JSON", type=click.Path(),
+              help="Request JSON that matches this JSON Schema")
 @click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, type=Text(),
-              help="Set any field, also NAME=@FILE; repeatable.")
+              help="Set a request field; also NAME=@FILE (repeatable)")
 @click.option("--dry-run", is_flag=True,
-              help="Write the request; send nothing.")
+              help="Print the request without sending it")
 @click.option("--stream/--no-stream", default=None,
-              help="Write as it comes (as to a terminal), or at once.")
+              help="Print the reply as it arrives, as on a terminal")
 @click.option("-x", "--extract", is_flag=True,
-              help="Write only the first code block, if there is one.")
+              help="Print only the first code block")
 @click.option("--json", "raw", is_flag=True,
-              help="Write the whole response, as it came.")
+              help="Print the response body instead of its text")
 @click.option("-o", "--output", metavar="FILE", type=click.Path(),
-              help="Write to FILE, if the reply is whole.")
+              help="Write to FILE, but only a complete reply")
 @click.option("-u", "--usage", is_flag=True,
-              help="Tell tokens and cost on standard error, as JSON.")
+              help="Print tokens and cost to standard error, as JSON")
+@click.option("--timeout", metavar="SECONDS", type=SECONDS, default=TIMEOUT,
+              envvar="XCHAT_TIMEOUT",
+              help=f"Time limit for the whole answer [default: {TIMEOUT}]")
+@click.option("--retries", metavar="N", type=COUNT_OR_0, default=0, envvar="XCHAT_RETRIES",
+              help="Retries when overloaded or not connected [default: 0]")
 @click.option("-q", "--quiet", is_flag=True,
-              help="Tell nothing but errors.")
+              help="Print errors only")
 @click.option("-v", "--verbose", is_flag=True,
-              help="Show what happens on the wire.")
-@about("-V", "--version", help="Show the version.")
-@about("-h", "--help", help="Show this help.")
-@click.option("--timeout", metavar="SECONDS", type=SECONDS, default=TIMEOUT, show_default=True,
-              envvar="XCHAT_TIMEOUT", show_envvar=True,
-              help="Wait this long for the whole answer.")
-@click.option("--retries", metavar="N", type=COUNT_OR_0, default=0, show_default=True,
-              envvar="XCHAT_RETRIES", show_envvar=True,
-              help="Ask again when overloaded or not connected.")
+              help="Show the connection and all headers")
+@about("-h", "--help", help="Print this help")
+@about("-V", "--version", help="Print the version")
 def xchat(
     *,
     words: tuple[str, ...],
@@ -2370,15 +2283,11 @@ def xchat(
     **request: Any,  # the options that become request fields
 ) -> None:
     # fmt: on
-    """Send a prompt to a chat model; write its reply to standard output.
-
-    The prompt is standard input, or the PROMPT words, or both: the words, a blank line, and what
-    is piped in. A lone - among the words stands for standard input at that place. Words that come
-    from elsewhere go after --, lest they be taken for options.
+    """Send a prompt to a chat model and print its reply. The prompt is standard input, the
+    PROMPT words, or both. Put words from elsewhere after --.
 
     \b
       cat article.txt | xchat -s "Summarize"
-      git diff | xchat "Review this change" | tee review.txt
       while read -r line; do xchat -n -- "$line"; done <list
     """
     log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
@@ -2493,18 +2402,11 @@ def explain_usage(error: click.UsageError) -> str:
         hint = hint or ("; a prompt that begins with - goes after --" if is_prompt else SEE_HELP)
         return f"no such option: {error.option_name}{hint}"
     message = error.message[:1].lower() + error.message[1:].rstrip(".")
-    if isinstance(error, click.BadParameter):
-        return f"{place_of(error)}: {message}"
+    if isinstance(error, click.BadParameter) and isinstance(option := error.param, click.Option):
+        is_given = any(word.partition("=")[0] in option.opts for word in sys.argv[1:])
+        place = option.opts[0] if is_given or not option.envvar else option.envvar
+        return f"{place}: {message}"
     return f"{message}{SEE_HELP}"
-
-
-def place_of(error: click.BadParameter) -> str:
-    """Return the option that has a bad value, or the variable that the value is from."""
-    option = error.param
-    if not isinstance(option, click.Option):
-        return "PROMPT"
-    is_given = any(word.partition("=")[0] in option.opts for word in sys.argv[1:])
-    return option.opts[0] if is_given or not option.envvar else str(option.envvar)
 
 
 if __name__ == "__main__":
