@@ -29,6 +29,7 @@ import atexit
 import contextlib
 import functools
 import io
+import itertools
 import json
 import logging
 import math
@@ -67,6 +68,7 @@ REPLY_LIMIT = 64 * MIB  # bytes of a reply, decompressed
 ERROR_LIMIT = MIB  # bytes of an error's body that are looked at
 BLOCK = 1 << 16  # bytes per read
 NESTING_LIMIT = 100  # levels of a conversation file
+EVENT_LIMIT = 1_000_000  # of YAML: a quarter of that are messages; more than any model can read
 KEEPALIVE = (60, 30)  # seconds of silence before the first probe, and between probes
 BACKOFF_LIMIT = 30  # seconds between two attempts, if the server names no time
 RETRY_AFTER_LIMIT = 120  # seconds; a server that asks for a longer wait is not asked again
@@ -541,12 +543,18 @@ def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
     messages: list[JSON] = []
     for path in paths:
         with at(name_of(path)):
-            text = decode(read_file(path))
-            more_fields, more_messages = split_conversation(parse_text(text, advice=TEXT_ADVICE))
+            _value, more_fields, more_messages = parse_conversation(decode(read_file(path)))
         warn_of_unknown(more_fields, place=name_of(path))
         fields.update(more_fields)
         messages.extend(more_messages)
     return fields, messages
+
+
+@functools.lru_cache(maxsize=1)  # -a reads the same text again
+def parse_conversation(text: str) -> tuple[Any, JSON, list[JSON]]:
+    """Return the value of a conversation file; its request fields and messages, all checked."""
+    value = parse_text(text, advice=TEXT_ADVICE)
+    return value, *split_conversation(value)
 
 
 def warn_of_unknown(fields: Iterable[str], *, place: str) -> None:
@@ -559,7 +567,7 @@ def warn_of_unknown(fields: Iterable[str], *, place: str) -> None:
 
 
 def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
-    """Return the request fields and the messages of a parsed file, all checked."""
+    """Return the request fields and the messages, the short form {ROLE: text} written out."""
     if isinstance(value, list):
         return {}, check_messages(value)
     if not isinstance(value, dict):
@@ -608,6 +616,8 @@ def check_messages(messages: Any) -> list[JSON]:
     if not isinstance(messages, list):
         check_value(messages)
         raise BadInput(f"expected a list of messages, found {show(messages)}")
+    if len(messages) > EVENT_LIMIT // 4:
+        raise BadInput(f"more than {EVENT_LIMIT // 4:,} messages")
     checked = []
     for number, message in enumerate(messages, start=1):
         with at(f"message {number}"):
@@ -812,6 +822,7 @@ def parse_yaml(text: str) -> Any:
         line = text.count("\n", 0, tag.start()) + 1
         raise BadInput(f"line {line}: %TAG is not accepted; leave it off")
     events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    events = itertools.islice(events, EVENT_LIMIT)
     try:
         next(events)  # the start of the stream
         if not isinstance(next(events), yaml.DocumentStartEvent):
@@ -822,6 +833,8 @@ def parse_yaml(text: str) -> Any:
         if not isinstance(event, yaml.StreamEndEvent):
             raise not_accepted(event, f"a second YAML document{TEXT_ADVICE}")
         return value
+    except StopIteration:
+        raise BadInput(f"more than {EVENT_LIMIT:,} values") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -1435,7 +1448,10 @@ def read_blocks(response: requests.Response, reply: Reply, wait: Wait) -> Iterat
     try:
         if "," in response.headers.get("content-encoding", ""):
             raise ValueError("compressed more than once")  # as a bomb is
-        while block := response.raw.read1(BLOCK, decode_content=True):
+        raw = response.raw
+        read1 = functools.partial(raw.read1, BLOCK, decode_content=True)
+        # both hold nothing back; a chunk costs stream() a quarter less, but only a chunk
+        for block in raw.stream(BLOCK, decode_content=True) if raw.chunked else iter(read1, b""):
             if reply.body is not None:
                 reply.body += block
             yield block
@@ -2038,14 +2054,14 @@ def add_messages(text: str, turn: list[JSON], *, path: str) -> str:
     They are lines at its end where that is read as what it should be; else the text is written
     anew, in which comments are lost.
     """
-    value = parse_text(text)
-    fields, messages = split_conversation(value)
+    value, fields, messages = parse_conversation(text)
     for new in ways_to_add(text, value, turn):
         if 0 < text.count("\n") == text.count("\r\n"):
             new = new.replace("\r\n", "\n").replace("\n", "\r\n")
         with contextlib.suppress(Failure):
             if split_conversation(parse_text(new)) == (fields, messages + turn):
-                if new.count("#") < text.count("#"):
+                has_comments = text.count("#") > json.dumps(value).count("#")
+                if has_comments and not new.startswith(text):
                     log.warning(f"{path}: written anew to take the turn, without its comments")
                 return new
     raise BadReply("no way found to write it so that it can be read again")
@@ -2094,11 +2110,10 @@ def to_yaml(value: Any) -> str:
             return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
     Dumper.add_representer(str, Dumper.represent_text)
-    options: JSON = {"Dumper": Dumper, "allow_unicode": True, "sort_keys": False, "width": 1 << 30}
-    text: str = yaml.dump(value, **options)
-    if parse_yaml(text) == value:
-        return text
-    return str(yaml.dump(value, **options, default_style='"'))
+    options = {"Dumper": Dumper, "allow_unicode": True, "sort_keys": False, "width": 1 << 30}
+    dump: Any = functools.partial(yaml.dump, **options)
+    text: str = dump(value)
+    return text if parse_yaml(text) == value else dump(value, default_style='"')
 
 
 # Command -------------------------------------------------------------------------------------
