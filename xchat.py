@@ -2212,6 +2212,19 @@ def check_append(files: Sequence[str], output: str | None) -> None:
             raise BadInput(f"-a and -o would both write {output}; drop one")
 
 
+def complete_file(_ctx: Any, _param: Any, incomplete: str) -> list[Any]:
+    """Complete a file, also behind NAME=@, and behind -af, which click takes for a word."""
+    import glob
+
+    from click.shell_completion import CompletionItem
+
+    begin = re.match(r"([\w.]+=)?@", incomplete)
+    if not begin:
+        return [CompletionItem(incomplete, type="file")]
+    files = glob.glob(glob.escape(incomplete[begin.end() :]) + "*")
+    return [CompletionItem(begin[0] + file + "/" * os.path.isdir(file)) for file in sorted(files)]
+
+
 def write_about(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
     """Write the help or the version, and exit."""
     if wanted:
@@ -2234,7 +2247,8 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
     cls=Command, add_help_option=False,
     epilog="Set XAI_API_KEY, or XAI_API_KEY_FILE, to give the API key. More: man xchat",
 )
-@click.argument("words", metavar="[PROMPT]...", nargs=-1, type=Text())
+@click.argument("words", metavar="[PROMPT]...", nargs=-1, type=Text(),
+                shell_complete=complete_file)
 @click.option("-s", "--system", "systems", metavar="TEXT", multiple=True, type=Text(),
               help="Add a system message (repeatable)")
 @click.option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
@@ -2254,6 +2268,7 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
 @click.option("--schema", metavar="FILE|JSON", type=click.Path(),
               help="Request JSON that matches this JSON Schema")
 @click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, type=Text(),
+              shell_complete=complete_file,
               help="Set a request field; also NAME=@FILE (repeatable)")
 @click.option("--dry-run", is_flag=True,
               help="Print the request without sending it")
