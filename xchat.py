@@ -215,9 +215,10 @@ def read_server() -> Server:
     url = f"{base_url}/chat/completions"
     proxies, proxy = ({}, "") if on_loopback(host) else read_proxies(url)
     trust = trust_store() if parts.scheme == "https" else True
-    log.debug(
-        f"* proxy: {proxy or 'none'}; trusted certificates: {'certifi' if trust is True else trust}"
-    )
+    if log.isEnabledFor(logging.DEBUG):
+        sys.addaudithook(tell_sockets)
+    trusted = "certifi" if trust is True else trust
+    log.debug(f"* proxy: {proxy or 'none'}; trusted certificates: {trusted}")
     return Server(url, parts.netloc, key, headers, proxies, proxy, trust)
 
 
@@ -462,17 +463,20 @@ def as_text(word: str) -> str:
 # Reading: the prompt -------------------------------------------------------------------------
 
 
-def read_prompt(words: Sequence[str], *, no_stdin: bool, timeout: float) -> str:
+def read_prompt(words: Sequence[str], *, no_stdin: bool, is_asked: bool, timeout: float) -> str:
     """Return the words, standard input, or both, set off by a blank line; empty if all is blank.
 
-    Words need not wait more than timeout seconds for the first byte of standard input.
+    is_asked: the conversation ends with a question, for which no terminal is read.  Words need not
+    wait more than timeout seconds for the first byte of standard input.
     """
     place = words.index("-") if "-" in words and not no_stdin else len(words)
     parts = [" ".join(words[:place]), " ".join(words[place + 1 :])]
-    if not no_stdin and (not words or "-" in words or stdin_is_pipe_or_file()):
-        has_words = any(part.strip() for part in parts)
+    has_words = any(part.strip() for part in parts)
+    is_optional = words and "-" not in words and not stdin_is_pipe_or_file()
+    is_answered = is_asked and not words and sys.stdin is not None and os.isatty(0)
+    if not (no_stdin or is_optional or is_answered):
+        advice, limit = ("; -n does not read it", timeout) if has_words else ("", math.inf)
         with at("standard input"):
-            advice, limit = ("; -n does not read it", timeout) if has_words else ("", math.inf)
             parts.insert(1, decode(read_stdin(advice=advice, timeout=limit)))
         if has_words and not parts[1].strip() and stdin_is_pipe_or_file():
             log.warning(
@@ -946,20 +950,25 @@ def read_params(params: Iterable[str]) -> JSON:
             if name in CONVERSATION:
                 raise BadInput("not a field; messages come from -s, -f and the prompt")
             check_field_name(name)
-            if value.startswith("@"):
-                fields[name] = read_value(file_in(value))
-                continue
-            fields[name] = value
-            with contextlib.suppress(ValueError):
-                fields[name] = load_json(value)
+            file = files_in([param])
+            fields[name] = read_value(file[0]) if file else parse_param(value)
             check_value(fields[name])
     warn_of_unknown(fields, place="-p")
     return fields
 
 
-def file_in(value: str) -> str:
-    """Return the name of the file in "@FILE", in which a byte that is not UTF-8 is no error."""
-    return os.fsdecode(value[1:].encode())
+def files_in(params: Iterable[str]) -> list[str]:
+    """Return the names of the files in NAME=@FILE; they may hold bytes that are not UTF-8."""
+    values = [param.partition("=")[2] for param in params]
+    return [os.fsdecode(value[1:].encode()) for value in values if value.startswith("@")]
+
+
+def parse_param(value: str) -> Any:
+    """Return the value of JSON, or else the text as it is."""
+    try:
+        return load_json(value)
+    except ValueError:
+        return value
 
 
 def read_schema(schema: str) -> JSON:
@@ -2167,48 +2176,43 @@ class Text(click.ParamType):  # type: ignore[type-arg]
             self.fail(failure.message, param, ctx)
 
 
-def check_not_empty(options: dict[str, Any]) -> None:
+def not_empty(_ctx: Any, _param: Any, value: Any) -> Any:
     """Refuse what a script's unset variable gives."""
-    for name, value in options.items():
-        if value == "" or (isinstance(value, tuple) and "" in value):
-            raise BadInput(f"{name}: is empty")
+    if value == "" or (isinstance(value, tuple) and "" in value):
+        raise click.BadParameter("is empty")
+    return value
 
 
-def check_stdin_uses(words: Sequence[str], inputs: Sequence[Any], *, no_stdin: bool) -> None:
-    """Refuse to read standard input twice, or both to read it and not to."""
+def check_options(
+    words: Sequence[str],
+    inputs: Sequence[Any],
+    *,
+    files: Sequence[str],
+    no_stdin: bool,
+    append: bool,
+    output: str | None,
+    stream: bool | None,
+    extract: bool,
+    raw: bool,
+) -> None:
+    """Refuse options that do not go together."""
     uses = inputs.count("-")
     if uses and no_stdin:
         raise BadInput("'-' reads standard input and -n forbids it; drop one")
     if uses + (0 if no_stdin else words.count("-")) > 1:
         raise BadInput("'-' is given more than once, but standard input can be read only once")
-
-
-def check_outputs(
-    output: str | None,
-    *,
-    files: Sequence[str],
-    append: bool,
-    extract: bool,
-    raw: bool,
-    stream: bool | None,
-) -> None:
-    """Refuse forms and places of output that do not go together."""
     if raw and stream:
         raise BadInput("--json writes the response at the end and --stream as it comes; drop one")
     if raw and extract:
         raise BadInput("--json writes the whole response and -x a part of the text; drop one")
-    if append:
-        check_append(files, output)
-
-
-def check_append(files: Sequence[str], output: str | None) -> None:
+    if not append:
+        return
     if len(files) != 1:
         raise BadInput("-a adds to one file: give -f once")
-    (path,) = files
-    if path == "-" or is_special(path):
-        raise BadInput(f"-a cannot add to {name_of(path)}: drop it, or name a file with -f")
-    with at(path):
-        if output and os.path.realpath(output) == os.path.realpath(path):
+    if files[0] == "-" or is_special(files[0]):
+        raise BadInput(f"-a cannot add to {name_of(files[0])}: drop it, or name a file with -f")
+    with at(files[0]):
+        if output and os.path.realpath(output) == os.path.realpath(files[0]):
             raise BadInput(f"-a and -o would both write {output}; drop one")
 
 
@@ -2252,20 +2256,24 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
 @click.option("-s", "--system", "systems", metavar="TEXT", multiple=True, type=Text(),
               help="Add a system message (repeatable)")
 @click.option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
+              callback=not_empty,
               help="Send this conversation file first (repeatable)")
 @click.option("-a", "--append", is_flag=True,
               help="Append the prompt and the reply to FILE")
 @click.option("-i", "--image", "images", metavar="FILE|URL", multiple=True, type=click.Path(),
+              callback=not_empty,
               help="Attach an image (JPEG, PNG, WebP; repeatable)")
 @click.option("-n", "--no-stdin", is_flag=True,
               help="Do not read standard input (for loops and cron)")
 @click.option("-m", "--model", metavar="NAME", type=Text(),
+              callback=not_empty,
               help=f"Model to use [default: {MODEL}, or $XCHAT_MODEL]")
 @click.option("-t", "--temperature", metavar="NUMBER", type=ZERO_TO_TWO,
               help="Sampling temperature, from 0 to 2")
 @click.option("--max-tokens", metavar="N", type=COUNT,
               help="Limit the length of the reply to N tokens")
 @click.option("--schema", metavar="FILE|JSON", type=click.Path(),
+              callback=not_empty,
               help="Request JSON that matches this JSON Schema")
 @click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, type=Text(),
               shell_complete=complete_file,
@@ -2279,6 +2287,7 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
 @click.option("--json", "raw", is_flag=True,
               help="Print the response body instead of its text")
 @click.option("-o", "--output", metavar="FILE", type=click.Path(),
+              callback=not_empty,
               help="Write to FILE, but only a complete reply")
 @click.option("-u", "--usage", is_flag=True,
               help="Print tokens and cost to standard error, as JSON")
@@ -2321,18 +2330,12 @@ def xchat(
       while read -r line; do xchat -n -- "$line"; done <list
     """
     log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
-    if verbose:
-        sys.addaudithook(tell_sockets)
-    check_not_empty({"-f": files, "-i": images, "-m": request["model"], "-o": output,
-                     "--schema": request["schema"]})
     output = None if output == "-" else output
-    values = [param.partition("=")[2] for param in request["params"]]
-    param_files = [file_in(value) for value in values if value.startswith("@")]
-    inputs = [*files, *images, request["schema"], *param_files]
-    check_stdin_uses(words, inputs, no_stdin=no_stdin)
-    check_outputs(
-        output, files=files, append=append, extract=extract, raw=raw, stream=request["stream"]
-    )
+    inputs = [*files, *images, request["schema"], *files_in(request["params"])]
+    check_options(
+        words, inputs, files=files, no_stdin=no_stdin, append=append,
+        output=output, stream=request["stream"], extract=extract, raw=raw,
+    )  # fmt: skip
     server = None if dry_run else read_server()
     check_output(output)
     if append and server:
@@ -2342,28 +2345,25 @@ def xchat(
     fields, history = read_conversations(old_files)
     options = request_fields(**request)
     urls = [image_url(image) for image in images]
-    is_asked = bool(history) and history[-1]["role"] == "user" and not words
-    is_complete = is_asked and sys.stdin is not None and os.isatty(0)
-    is_read = not (no_stdin or is_complete or "-" in inputs)
-    prompt = read_prompt(words, no_stdin=not is_read, timeout=timeout)
+    is_asked = bool(history) and history[-1]["role"] == "user"
+    no_stdin = no_stdin or "-" in inputs
+    prompt = read_prompt(words, no_stdin=no_stdin, is_asked=is_asked, timeout=timeout)
 
     first = [{"role": "system", "content": text} for text in systems]
     turn = prompt_messages(prompt, urls)
     body = build_body(first + history + turn, fields=fields, options=options)
-    is_held = bool(output) or extract or raw
-    is_live = choose_stream(body, request["stream"], is_held=is_held)
+    is_live = choose_stream(body, request["stream"], is_held=bool(output) or extract or raw)
     if server is None:
         write(encode_body(body) + b"\n", output)
         return
 
     reply = Reply(keep_body=raw)
-    texts = ask(server, body, reply, timeout=timeout, retries=retries)
-    failure = receive(texts, is_live=is_live)
+    failure = receive(ask(server, body, reply, timeout=timeout, retries=retries), is_live=is_live)
 
     turn.append({"role": "assistant", "content": reply.text})
-    added = appended(files[0], turn, systems=first) if append else NOTHING
     failure = deliver(
-        reply, failure, output=output, added=added,
+        reply, failure, output=output,
+        added=appended(files[0], turn, systems=first) if append else NOTHING,
         is_live=is_live, extract=extract, is_json=bool(request["schema"]),
     )  # fmt: skip
     if usage:
