@@ -1592,17 +1592,19 @@ def add_event(reply: Reply, data: bytes, wait: Wait) -> str:
     reply.model = value.get("model") or reply.model
     reply.usage = mapping_in(value, "usage") or reply.usage
     choices = value.get("choices")
-    choice: JSON = {}  # the one with index 0, which may be left out of a single one
-    if isinstance(choices, list):
-        mappings = filter(lambda item: isinstance(item, dict), choices)
-        choice = next((item for item in mappings if not item.get("index")), {})
+    choice: JSON = {}
+    for item in choices if isinstance(choices, list) else ():
+        if isinstance(item, dict) and not item.get("index"):  # a server may leave out a single 0
+            choice = item
+            break
     reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
     message = choice.get("delta") or choice.get("message")
     if not isinstance(message, dict):
         reply.has_message = reply.has_message or "delta" in choice
         return ""
     reply.has_message = True
-    reply.refusal += text_in(message.get("refusal"))
+    if message.get("refusal"):
+        reply.refusal += text_in(message["refusal"])
     reply.tool_calls = message.get("tool_calls") or reply.tool_calls
     if message.get("reasoning_content"):
         wait.activity = "thinking"
