@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import shutil
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,37 +20,58 @@ import xchat
 
 PAGE = (TOP / "man" / "xchat.1").read_text()
 SOURCE = (TOP / "xchat.py").read_text()
+OPTIONS = {option.name: option for option in xchat.xchat.params if isinstance(option, click.Option)}
 
 
 def section(name: str) -> str:
     return re.split(r"^\.S[hs] ", PAGE.partition(f" {name}\n")[2], flags=re.MULTILINE)[0]
 
 
-def test_the_options_are_those_of_the_command() -> None:
-    options = {
-        name
-        for param in xchat.xchat.params
-        if isinstance(param, click.Option)
-        for name in [*param.opts, *param.secondary_opts]
-    }
-    described = re.findall(r"^\.It (Fl .*)$", section("Options"), flags=re.MULTILINE)
-    names = {f"-{name}" for line in described for name in re.findall(r"Fl (\S+)", line)}
-    assert names == options
+def names_of(option: click.Option) -> list[str]:
+    return [*option.opts, *option.secondary_opts]
+
+
+@pytest.mark.parametrize("heading", xchat.HEADINGS)
+def test_the_options_are_those_of_the_help_in_its_order(heading: str) -> None:
+    described = re.findall(r"^\.It (Fl .*)$", section(f"{heading} options"), flags=re.MULTILINE)
+    names = [[f"-{name}" for name in re.findall(r"Fl (\S+)", line)] for line in described]
+    assert names == [names_of(OPTIONS[name]) for name in xchat.HEADINGS[heading]]
+
+
+def test_the_options_stand_under_the_headings_of_the_help_in_its_order() -> None:
+    headings = re.findall(r"^\.Ss (\w+) options$", PAGE, flags=re.MULTILINE)
+    assert headings == [*xchat.HEADINGS]
+    assert sorted(itertools.chain(*xchat.HEADINGS.values())) == sorted(OPTIONS)
+
+
+def test_the_sections_are_those_of_a_manual_in_their_usual_order() -> None:
+    assert re.findall(r"^\.Sh (.*)$", PAGE, flags=re.MULTILINE) == [
+        "NAME",
+        "SYNOPSIS",
+        "DESCRIPTION",
+        "SHELL COMPLETION",
+        "ENVIRONMENT",
+        "FILES",
+        "EXIT STATUS",
+        "EXAMPLES",
+        "SEE ALSO",
+        "CAVEATS",
+        "BUGS",
+    ]
 
 
 def test_every_option_stands_in_the_synopsis() -> None:
     synopsis = section("SYNOPSIS")
-    letters = set("".join(re.findall(r"Fl ([a-z]+)\b", synopsis)))
+    letters = set("".join(re.findall(r"Fl ([a-zA-Z]+)\b", synopsis)))
     long = set(re.findall(r"Fl -([a-z-]+)", synopsis))
-    for param in xchat.xchat.params:
-        if isinstance(param, click.Option):
-            assert {name.lstrip("-") for name in param.opts} & (letters | long), param.opts
+    for option in OPTIONS.values():
+        assert {name.lstrip("-") for name in option.opts} & (letters | long), option.opts
 
 
 def test_the_variables_are_those_that_the_code_reads() -> None:
-    described = set(re.findall(r"[A-Z_]{5,}", " ".join(re.findall(r"^\.It Ev (.*)$", PAGE, re.M))))
-    read = set(re.findall(r'"((?:XAI|XCHAT|REQUESTS|CURL|SSL)_[A-Z_]+)"', SOURCE))
-    assert described == read | {"HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"}
+    described = set(re.findall(r"[A-Z_]+\b", " ".join(re.findall(r"^\.It Ev (.*)$", PAGE, re.M))))
+    read = set(re.findall(r'"((?:XAI|XCHAT|REQUESTS|CURL|SSL)_[A-Z_]+|TERM)"', SOURCE))
+    assert described == read | {"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"}
 
 
 def test_the_statuses_are_those_of_the_failures() -> None:
@@ -59,12 +83,17 @@ def test_the_statuses_are_those_of_the_failures() -> None:
 @pytest.mark.parametrize(
     "default",
     [
-        f"\n.Cm {xchat.MODEL} .",
-        f"\n.Cm {xchat.TIMEOUT} :",
+        f"\n.Cm {xchat.MODEL} ,",
+        f"\n.Cm {xchat.TIMEOUT} ,",
         f"At most {xchat.CONNECT_TIMEOUT} seconds",
         f"\n.Lk {xchat.BASE_URL} .",
         f"{xchat.INPUT_LIMIT >> 20} MiB",
-        f"nesting of more than {xchat.NESTING_LIMIT}\nlevels",
+        f"nesting of more than {xchat.NESTING_LIMIT} levels",
+        f"more than {xchat.EVENT_LIMIT // 4:,} messages",
+        f"a hint after {xchat.HINT_DELAY} seconds",
+        f"up to {xchat.BACKOFF_LIMIT} s",
+        f"more than {xchat.RETRY_AFTER_LIMIT} s",
+        "answered {}, {}, {} or {}.".format(*xchat.REPEATABLE),
     ],
 )
 def test_the_defaults_and_limits_are_those_of_the_code(default: str) -> None:
@@ -76,29 +105,66 @@ def test_the_roles_are_those_of_the_code() -> None:
     assert tuple(re.findall(r"\.Cm (\w+)", roles)) == xchat.ROLES
 
 
-def unformat(text: str) -> str:
-    return text.replace("\\(dq", '"').replace("\\-", "-").replace("\\&", "").replace("\\e", "\\")
+def blocks(name: str) -> list[str]:
+    """Return the blocks of a section that are shown as they are."""
+    found = re.findall(r"^\.Bd .*\n((?:.*\n)*?)\.Ed$", section(name), re.MULTILINE)
+    return [block.replace("\\e", "\\") for block in found]
 
 
-def blocks() -> list[str]:
-    return re.findall(r"^\.Bd .*\n((?:.*\n)*?)\.Ed$", section("EXAMPLES"), re.MULTILINE)
+def examples_with_output() -> list[tuple[str, str]]:
+    """Return the commands of EXAMPLES, each with the output that is shown after it."""
+    found = []
+    for block in blocks("EXAMPLES"):
+        if block.startswith("xchat"):
+            found.append((block, ""))
+        for command, more, out in re.findall(
+            r"(?m)^\$ (.*\n)((?: .*\n)*)((?!\$ )(?:[^$].*\n)*)", block
+        ):
+            found.append((command + more, out))
+    return found
 
 
 def examples() -> list[str]:
-    lines = re.findall(r"^\.Dl \$ (.*)$", section("EXAMPLES"), re.MULTILINE)
-    return [unformat(line) for line in [*lines, *blocks()[1:]]]
+    return [command for command, _out in examples_with_output()]
+
+
+def test_no_example_is_longer_than_the_line() -> None:
+    indent = 5 + 6  # of the section and of the block
+    lines = "".join([*blocks("EXAMPLES"), *blocks("SHELL COMPLETION")]).splitlines()
+    assert [line for line in lines if indent + len(line) > 78] == []
+
+
+@pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not on this machine")
+def test_the_page_is_as_mandoc_wants_it() -> None:
+    lint = ["mandoc", "-Tlint", "-Wstyle", str(TOP / "man" / "xchat.1")]
+    result = subprocess.run(lint, stdout=-1, stderr=subprocess.STDOUT, text=True, check=False)
+    assert (result.stdout, result.returncode) == ("", 0)
+
+
+# what the server says and what comes of it, where that is not "Hello" and "Hello\n"
+ODD_EXAMPLES = {
+    "mail": ("Hello", "Hello\nmail -s Reply me\n"),
+    "-x": ("```c\nmain(){}\n```", ""),
+    "--schema": ('{"name": "Ada Lovelace"}', ""),
+    "| jq": ("Hello", ""),
+    "curl": ("Hello", json.dumps(completion("Hello"))),
+    ">request.json": ("Hello", ""),
+}
+SENDS_NOTHING = (">request.json", "--dry-run -m", "--modle", "cat chat.yaml")
 
 
 @pytest.fixture
 def prepared(shell: Shell, tmp_path: Path) -> Shell:
     """A shell with the commands and the files that the examples name."""
     shell.put("git", "echo a change")
-    shell.put("parallel", 'for list; do :; done; xargs -d "\\n" -n 1 xchat -n -- <"$list"')
     shell.put("mail", 'cat; echo "mail $*"')
+    shell.put(
+        "ssh", 'shift 2; SHELL=/bin/sh exec sh -c "$*"'
+    )  # HOST -- COMMAND, as GNU parallel calls it
     for name, text in {
         "article.txt": "An article.\n",
         "list": "one\ntwo\n",
-        "tutor.yaml": unformat(blocks()[0]),
+        "tutor.yaml": next(block for block in blocks("EXAMPLES") if block.startswith("model:")),
         "request.json": '{"model":"m","messages":[{"role":"user","content":"U"}]}',
         "chat.yaml": "",
         "person.yaml": "type: object\nproperties: {name: {type: string}}\n",
@@ -109,30 +175,29 @@ def prepared(shell: Shell, tmp_path: Path) -> Shell:
     return shell
 
 
-# what the server says and what comes of it, where that is not "Hello" and "Hello\n"
-ODD_EXAMPLES = {
-    "mail": ("Hello", "Hello\nmail -s Reply me\n"),
-    "-x": ("```\nlines\n```", ""),
-    "--schema": ('{"name": "Ada"}', "Ada\n"),
-    "curl": ("Hello", json.dumps(completion("Hello"))),
-    ">request.json": ("Hello", ""),
-}
-
-
-@pytest.mark.parametrize("example", examples())
-def test_an_example_runs(shell_api: Api, prepared: Shell, tmp_path: Path, example: str) -> None:
-    is_many = any(word in example for word in ("while", "xargs", "parallel"))
+@pytest.mark.parametrize(("example", "shown"), examples_with_output())
+def test_an_example_runs(
+    shell_api: Api, prepared: Shell, tmp_path: Path, example: str, shown: str
+) -> None:
     api, shell = shell_api, prepared
-    requests = 0 if ">request.json" in example else 2 if is_many else 1
+    for tool in ("jq", "curl", "parallel"):
+        if tool in example and not shutil.which(tool):
+            pytest.skip(f"{tool} is not on this machine; .ci/run installs it")
+    is_many = any(word in example for word in ("while", "xargs", "parallel"))
+    requests = 0 if any(word in example for word in SENDS_NOTHING) else 2 if is_many else 1
     odd = next((ODD_EXAMPLES[word] for word in ODD_EXAMPLES if word in example), None)
-    text, out = odd or ("Hello", "Hello\n" * requests)
+    text, out = odd or (shown.removesuffix("\n") or "Hello", "Hello\n" * requests)
+    if "cat chat.yaml" in example:
+        (tmp_path / "chat.yaml").write_text(shown)
     if "curl" in example:
         api.is_for_xchat = False
         api.key = shell.env["XAI_API_KEY"] = "xai-1"
+    if "--env XAI_API_KEY" in example:
+        api.key = shell.env["XAI_API_KEY"] = "xai-1"
     api.will(*[reply(completion(text))] * requests)
-    result = shell(example)
+    result = shell(f"{{ {example}}} 2>&1" if "--modle" in example else example)
     assert (result.err, result.status) == ("", 0)
-    assert result.out.decode() == out
+    assert result.out.decode() == (shown or out)
     assert len(api.requests) == requests
     files = {
         path.name: path.read_text()
@@ -145,27 +210,43 @@ def test_an_example_runs(shell_api: Api, prepared: Shell, tmp_path: Path, exampl
     if ">request.json" in example:
         assert '"temperature":0.0' in files["request.json"]
     if "-x" in example:
-        assert files["lines.sh"] == "lines\n"
+        assert files["hello.c"] == "main(){}\n"
     if "-af" in example:
-        assert files["chat.yaml"].endswith("- assistant: Hello\n")
-    if "--schema" in example:
-        assert json.loads(files["usage.json"])["model"] == "grok-4.7"
+        assert files["chat.yaml"].endswith(f"- assistant: {text}\n")
     if "curl" in example:
         posted = api.requests[0].body
         assert shell(example.partition("|")[0]).out == posted + b"\n"
 
 
-def test_the_help_has_every_option_under_a_heading() -> None:
+def test_the_conversation_that_is_shown_is_what_its_commands_make(
+    shell_api: Api, shell: Shell
+) -> None:
+    (block,) = [block for block in blocks("EXAMPLES") if "-af" in block]
+    commands = re.findall(r"(?m)^\$ (.*)$", block)
+    shell_api.will(*[reply(completion(text)) for text in ("Je suis Grok.", "Je n'en ai pas.")])
+    result = shell("\n".join(commands))
+    assert (result.err, result.status) == ("", 0)
+    assert result.out.decode() == re.sub(r"(?m)^\$ .*\n", "", block)
+
+
+@pytest.mark.parametrize("block", blocks("SHELL COMPLETION"))
+def test_the_completions_are_made(shell: Shell, block: str) -> None:
+    result = shell(block)
+    assert (result.out, result.err, result.status) == (b"", "", 0)
+    (path,) = re.findall(r">~/(\S+)", block)
+    assert "COMP_WORDS" in (shell.home / path).read_text()
+
+
+def test_the_help_has_every_option_under_its_heading() -> None:
     with click.Context(xchat.xchat) as ctx:
         text = xchat.xchat.get_help(ctx)
-    _usage, *parts = re.split("^(Prompt|Request|Reply|Connection)\\b", text, flags=re.MULTILINE)
-    assert parts[::2] == ["Prompt", "Request", "Reply", "Connection"]
-    below = dict(zip(parts[::2], parts[1::2], strict=True))
-    for option in xchat.xchat.params:
-        if isinstance(option, click.Option):
-            assert isinstance(option, xchat.Option)
-            words = re.findall(r"[\w-]+", below[option.heading])
-            assert {*option.opts, *option.secondary_opts} <= set(words)
+    headings = "|".join(xchat.HEADINGS)
+    _usage, *parts = re.split(f"^({headings}):", text, flags=re.MULTILINE)
+    assert parts[::2] == [*xchat.HEADINGS]
+    for heading, listed in zip(parts[::2], parts[1::2], strict=True):
+        options = [names_of(OPTIONS[name]) for name in xchat.HEADINGS[heading]]
+        found = re.findall(r"^  (-.*?)(?:  |$)", listed, flags=re.MULTILINE)
+        assert [re.findall(r"(?<!\S)-[\w-]+", line) for line in found] == options
 
 
 def test_the_module_can_be_run() -> None:
