@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,7 +13,9 @@ import pytest
 from conftest import TOP, Shell
 from picture import COMMANDS
 from server import Api, completion, reply
-from test_manual import examples
+from test_manual import examples, section
+
+import xchat
 
 README = (TOP / "README.md").read_text()
 WORKED = README.partition("\n## Worked examples\n")[2].partition("\n## ")[0]
@@ -36,6 +40,11 @@ def example(heading: str, directory: Path) -> str:
     return "\n".join(scripts)
 
 
+def needs(tool: str) -> None:
+    if not shutil.which(tool):
+        pytest.skip(f"{tool} is not on this machine; .ci/run installs it")
+
+
 def contents(message: Any) -> list[str]:
     return [item["content"] for item in message["messages"]]
 
@@ -46,6 +55,15 @@ def test_every_example_is_tested() -> None:
     assert [heading for heading in headings if f'"{heading}"' not in tests] == []
 
 
+def test_nothing_is_installed_from_a_package_index_where_the_name_is_taken() -> None:
+    assert not re.search(r"\bpipx? install (-\S+ )*['\"]?xchat\b", README)
+
+
+def test_the_statuses_are_those_of_the_manual() -> None:
+    rows = re.findall(r"^\| (\d) \| ", README, re.MULTILINE)
+    assert rows == re.findall(r"^\.It (\d)$", section("EXIT STATUS"), re.MULTILINE)
+
+
 def test_other_commands_are_examples_of_the_manual() -> None:
     before = README.partition("\n## Worked examples\n")[0]
     lines = [line for block in blocks_of(before) for line in block.splitlines()]
@@ -53,6 +71,32 @@ def test_other_commands_are_examples_of_the_manual() -> None:
     known = re.sub(r" \\\n *", " ", "\n".join(examples()))
     assert uses
     assert [line for line in uses if line not in known] == []
+
+
+def test_the_models_that_there_are(shell_api: Api, shell: Shell) -> None:
+    needs("curl")
+    needs("jq")
+    shell.env["XAI_API_KEY"] = "xai-1"
+    shell_api.will(reply({"object": "list", "data": [{"id": "grok-4.7"}, {"id": "grok-4.3"}]}))
+    script = example("The models that there are", shell.home)
+    assert xchat.BASE_URL in script
+    result = shell(script.replace(xchat.BASE_URL, shell_api.url))
+    assert (result.out, result.err, result.status) == (b"grok-4.3\ngrok-4.7\n", "", 0)
+    (request,) = shell_api.requests
+    assert (request.method, request.path) == ("GET", "/v1/models")
+    assert request.headers["authorization"] == "Bearer xai-1"
+    shell_api.problems.clear()  # it is no chat completion
+
+
+def test_an_alias_for_a_task(shell_api: Api, shell: Shell) -> None:
+    (shell.home / "article.txt").write_text("Un article.\n")
+    shell_api.will(reply(completion("Court.")), reply(completion("Short.")))
+    result = shell(example("An alias for a task", shell.home))
+    assert (result.out, result.err, result.status) == (b"Short.\n", "", 0)
+    assert [contents(request.json) for request in shell_api.requests] == [
+        ["Summarize the text in three sentences.", "Un article.\n"],
+        ["Translate the text into English.", "Court.\n"],
+    ]
 
 
 @pytest.fixture
@@ -96,7 +140,7 @@ def test_labels(shell_api: Api, shell: Shell) -> None:
     (shell.home / "feedback.txt").write_text("".join(f"{line}\n" for line in lines))
     refused = reply(REFUSED, status="400 Bad Request")
     shell_api.will(refused, *[reply(completion("bug"))] * 2)
-    result = shell(example("A label for each line, by a few examples", shell.home))
+    result = shell(example("A label for each line, from a few examples", shell.home))
     assert result.status == 123  # of xargs: one of its commands failed
     assert result.err.endswith("400 Bad Request: No. (request id req-7)\n")
     asked = [contents(request.json) for request in shell_api.requests]
@@ -109,6 +153,29 @@ def test_labels(shell_api: Api, shell: Shell) -> None:
     labels = (shell.home / "labels.tsv").read_text().splitlines()
     assert len(labels) == 2
     assert {*labels} < {f"bug\t{line}" for line in lines}
+
+
+def test_many_calls_that_begin_alike(shell_api: Api, shell: Shell) -> None:
+    needs("jq")
+    (shell.home / "rules.txt").write_text("Be brief.\n")
+    (shell.home / "reports").mkdir()
+    for name in "abc":
+        (shell.home / "reports" / f"{name}.txt").write_text(f"Report {name}.\n")
+    answer = completion("Good.")
+    answer["usage"]["prompt_tokens_details"] = {"cached_tokens": 128}
+    refused = reply(REFUSED, status="400 Bad Request")
+    shell_api.will(reply(completion("Good.")), refused, reply(answer))
+    result = shell(example("Many calls that begin alike", shell.home))
+    assert (result.err, result.status) == ("", 0)
+    assert json.loads(result.out) == {"cached": 128, "prompt": 394, "cost": 0.0008243}
+    bodies = [request.json for request in shell_api.requests]
+    assert [contents(body) for body in bodies] == [
+        ["Be brief.", f"Report {name}.\n"] for name in "abc"
+    ]
+    assert {body["prompt_cache_key"] for body in bodies} == {"rules"}
+    written = sorted(path.name for path in (shell.home / "reports").glob("*.md"))
+    assert written == ["a.md", "c.md"]
+    assert "400 Bad Request: No." in (shell.home / "usage.log").read_text()
 
 
 def test_a_report_every_night(shell_api: Api, shell: Shell) -> None:
@@ -154,7 +221,40 @@ def test_a_model_on_this_machine(shell_api: Api, shell: Shell) -> None:
     assert shell_api.body["model"] == "gemma3"
 
 
+def test_a_model_on_the_box_under_the_desk(shell_api: Api, shell: Shell) -> None:
+    shell.put("ssh", 'echo "$@" >ssh.log')
+    shell_api.will(reply(completion("Air.")))
+    script = example("A model on the box under the desk", shell.home)
+    result = shell(script.replace("http://localhost:11434", f"http://{shell_api.host}"))
+    assert (result.out, result.err, result.status) == (b"Air.\n", "", 0)
+    assert shell_api.body["model"] == "gemma3"
+    assert (shell.home / "ssh.log").read_text() == "-f -N -L 11434:localhost:11434 box\n"
+
+
 UNAVAILABLE = "503 Service Unavailable"
+
+
+@pytest.mark.parametrize(
+    ("answers", "models", "out", "status"),
+    [
+        ([reply(completion("Yes."))], ["grok-4.7"], b"Yes.\n", 0),
+        (
+            [reply({"error": "Overloaded."}, UNAVAILABLE), reply(completion("Yes."))],
+            ["grok-4.7", "grok-4.3"],
+            b"Yes.\n",
+            0,
+        ),
+        ([reply(REFUSED, "400 Bad Request")], ["grok-4.7"], b"", 1),
+    ],
+)
+def test_a_fallback_model(
+    shell_api: Api, shell: Shell, answers: Any, models: list[str], out: bytes, status: int
+) -> None:
+    (shell.home / "question.txt").write_text("Well?\n")
+    shell_api.will(*answers)
+    result = shell(example("A fallback model", shell.home))
+    assert (result.out, result.status) == (out, status)
+    assert [request.json["model"] for request in shell_api.requests] == models
 
 
 @pytest.mark.parametrize(
