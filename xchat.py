@@ -217,8 +217,9 @@ def read_server() -> Server:
     trust = trust_store() if parts.scheme == "https" else True
     if log.isEnabledFor(logging.DEBUG):
         sys.addaudithook(tell_sockets)
-    trusted = "certifi" if trust is True else trust
-    log.debug(f"* proxy: {proxy or 'none'}; trusted certificates: {trusted}")
+    log.debug(f"* proxy: {proxy or 'none'}")
+    if parts.scheme == "https":
+        log.debug(f"* trusted certificates: {'certifi' if trust is True else trust}")
     return Server(url, parts.netloc, key, headers, proxies, proxy, trust)
 
 
@@ -229,7 +230,7 @@ def import_requests() -> None:
     # requests can do without what guesses character sets: 8 of 101 ms
     sys.modules.update(dict.fromkeys(["chardet", "charset_normalizer"]))  # type: ignore[arg-type]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it tells that it does without
+        warnings.simplefilter("ignore")  # it warns that they are missing
         import requests  # noqa: F401
 
 
@@ -237,16 +238,16 @@ def parse_base_url(url: str) -> SplitResult:
     """Return the parts of the base URL, checked."""
     parts = check_url(url, schemes=("https", "http"))
     if "@" in parts.netloc:
-        raise BadInput("holds a user or password; the key belongs in XAI_API_KEY")
+        raise BadInput("contains a user name or password; put the key in XAI_API_KEY")
     if "?" in url or "#" in url:
-        raise BadInput("must end with the path; leave off what follows '?' or '#'")
+        raise BadInput("must end with the path; remove what follows '?' or '#'")
     if parts.path.endswith("/chat/completions"):
-        raise BadInput("leave off /chat/completions; xchat adds it")
+        raise BadInput("remove /chat/completions; xchat adds it")
     return parts
 
 
 NOT_GRAPHIC = r"[^!-~]"
-HAS_NOT_GRAPHIC = "holds a space, a control character or a letter outside ASCII"
+HAS_NOT_GRAPHIC = "contains a space, a control character or a letter outside ASCII"
 HOST_NAME = r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?"
 
 
@@ -298,11 +299,11 @@ def read_key() -> str:
             mode = os.fstat(file.fileno()).st_mode
             key = file.readline(BLOCK).decode("latin-1").strip()
         if stat.S_ISREG(mode) and mode & 0o044:
-            log.warning(f"{name}: {path}: others can read the key; chmod 600 it")
+            log.warning(f"{name}: {path}: other users can read the key; chmod 600 protects it")
     if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
-        raise BadInput(f"{name}: the key stands in quotation marks; leave them off")
+        raise BadInput(f"{name}: the key is in quotation marks; remove them")
     if re.match(r"bearer\s", key, re.IGNORECASE):
-        raise BadInput(f"{name}: the key begins with 'Bearer '; leave that off")
+        raise BadInput(f"{name}: the key begins with 'Bearer '; remove that")
     if re.search(NOT_GRAPHIC, key):
         raise BadInput(f"{name}: the key {HAS_NOT_GRAPHIC}")
     secrets.update({key: "[the key]"} if key else {})
@@ -321,7 +322,7 @@ def read_headers(text: str) -> dict[str, str]:
         if not re.fullmatch(r"[ -~]+", value):
             raise BadInput(f"line {number}: {name}: the value is empty or not printable ASCII")
         if re.match(r"(authorization|host|transfer-encoding)$|content-", name, re.IGNORECASE):
-            raise BadInput(f"line {number}: {name} is xchat's own to set")
+            raise BadInput(f"line {number}: {name} is set by xchat itself")
         headers[name] = value
         secrets[value] = "[hidden]"
     return headers
@@ -365,11 +366,11 @@ def trust_store() -> str | bool:
                     return os.pathsep.join(directories)
                 os.stat(path)
                 if directories:
-                    raise BadInput("holds no certificate; openssl rehash names them by hash")
+                    raise BadInput("contains no hashed certificate; run openssl rehash on it")
                 try:
                     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
                 except ssl.SSLError:
-                    raise BadInput("holds no certificate in PEM") from None
+                    raise BadInput("contains no certificate in PEM") from None
                 return path
     default = ssl.get_default_verify_paths()
     if default.capath and is_hashed(default.capath):
@@ -475,12 +476,12 @@ def read_prompt(words: Sequence[str], *, no_stdin: bool, is_asked: bool, timeout
     is_optional = words and "-" not in words and not stdin_is_pipe_or_file()
     is_answered = is_asked and not words and sys.stdin is not None and os.isatty(0)
     if not (no_stdin or is_optional or is_answered):
-        advice, limit = ("; -n does not read it", timeout) if has_words else ("", math.inf)
+        advice, limit = ("; use -n to ignore it", timeout) if has_words else ("", math.inf)
         with at("standard input"):
             parts.insert(1, decode(read_stdin(advice=advice, timeout=limit)))
         if has_words and not parts[1].strip() and stdin_is_pipe_or_file():
             log.warning(
-                "standard input was empty: the words are sent alone (2>&1 pipes errors too)"
+                "standard input was empty; only the arguments are sent (2>&1 would include error messages)"
             )
     return "\n\n".join(part for part in parts if part.strip())
 
@@ -538,7 +539,7 @@ FIELDS = set(
 CONVERSATION = ("system", "history", "messages")
 
 # -f is not for a text, as it is in other tools
-TEXT_ADVICE = '; a text goes to standard input, as in: xchat "Summarize" <notes.txt'
+TEXT_ADVICE = '; to send plain text, use standard input, as in: xchat "Summarize" <notes.txt'
 
 
 def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
@@ -585,7 +586,7 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     if value.keys() == {"user"}:
         raise BadInput("'user' alone is a request field; a message is a list item: - user: ...")
     if "history" in value and "messages" in value:
-        raise BadInput("'history' and 'messages' are the same; keep one")
+        raise BadInput("'history' and 'messages' mean the same; use one of them")
     fields = {name: field for name, field in value.items() if name not in CONVERSATION}
     messages = []
     if "system" in value:
@@ -599,7 +600,7 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     for name in fields:
         check_field_name(name)
     if fields and not value.keys() & {*CONVERSATION, *FIELDS}:
-        raise BadInput(f"not a conversation: none of its keys is known{TEXT_ADVICE}")
+        raise BadInput(f"not a conversation: it has no known key{TEXT_ADVICE}")
     for name, field in fields.items():
         with at(name):
             check_value(field)
@@ -640,8 +641,8 @@ def check_message(message: Any) -> Any:
     require("role", message)
     role = message["role"]
     if role not in ROLES:
-        hint = did_you_mean(role, ROLES)
-        raise BadInput(f"unknown role {show(role)}{hint}; the roles are {', '.join(ROLES)}")
+        hint = did_you_mean(role, ROLES) or f"; expected one of {', '.join(ROLES)}"
+        raise BadInput(f"unknown role {show(role)}{hint}")
     if role == "assistant" and message.get("tool_calls") and message.get("content") is None:
         return message
     require("content", message)
@@ -696,7 +697,7 @@ def check_value(value: Any, depth: int = 0) -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise BadInput("holds half of a surrogate pair, which is no character") from None
+            raise BadInput("contains half of a surrogate pair") from None
     elif isinstance(value, float) and not math.isfinite(value):
         raise BadInput("NaN and infinity are not JSON")
     elif value is not None and not isinstance(value, (bool, int, float)):
@@ -707,7 +708,7 @@ def require(key: str, mapping: JSON) -> None:
     """Refuse a mapping without the key; a misspelt one is pointed out."""
     if key not in mapping:
         wrong = next((other for other in mapping if nearest(other, [key])), None)
-        hint = f"; did you mean {key!r} by {wrong!r}?" if wrong else ""
+        hint = f"; is {wrong!r} a typo?" if wrong else ""
         raise BadInput(f"{key!r} is missing{hint}")
 
 
@@ -824,7 +825,7 @@ def parse_yaml(text: str) -> Any:
     # libyaml compares each %TAG with all before it: 64 MiB of them would take hours
     if tag := re.search(r"^%TAG", text, re.MULTILINE):
         line = text.count("\n", 0, tag.start()) + 1
-        raise BadInput(f"line {line}: %TAG is not accepted; leave it off")
+        raise BadInput(f"line {line}: %TAG is not accepted; remove it")
     events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     events = itertools.islice(events, EVENT_LIMIT)
     try:
@@ -858,7 +859,7 @@ def build_value(event: Any, events: Iterator[Any], depth: int = 0) -> Any:
         raise not_accepted(event, "anchors and aliases (& and *) are not accepted; repeat the text")
     if event.tag not in (None, "!"):
         tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-        raise not_accepted(event, f"the YAML tag {tag} is not accepted; leave it off")
+        raise not_accepted(event, f"the YAML tag {tag} is not accepted; remove it")
     if isinstance(event, yaml.ScalarEvent):
         return build_scalar(event)
     if isinstance(event, yaml.SequenceStartEvent):
@@ -904,7 +905,7 @@ def build_scalar(event: Any) -> Any:
     try:
         return constructor.yaml_constructors[tag](constructor, yaml.ScalarNode(tag, event.value))
     except (ValueError, LookupError, OverflowError):
-        raise not_accepted(event, f"{show(event.value)} is no valid {kind}") from None
+        raise not_accepted(event, f"{show(event.value)} is not a valid {kind}") from None
 
 
 def not_accepted(event: Any, message: str) -> BadInput:
@@ -935,7 +936,7 @@ def request_fields(
     more = read_params(params)
     taken = fields.keys() | (TOKEN_LIMITS if TOKEN_LIMITS & fields.keys() else set())
     for name in taken & more.keys():
-        raise BadInput(f"-p {name}: the option for this field is given too; drop one")
+        raise BadInput(f"-p {name}: also set by its own option; drop one")
     return fields | more
 
 
@@ -1007,7 +1008,7 @@ def build_body(messages: list[JSON], *, fields: JSON, options: JSON) -> JSON:
     fields are those of the files, options those of the command line, which win.
     """
     if not any(message["role"] == "user" for message in messages):
-        raise BadInput("no prompt: give it as arguments or on standard input")
+        raise BadInput("no prompt; pass it as arguments or on standard input")
     if TOKEN_LIMITS & options.keys():
         fields = {name: fields[name] for name in fields if name not in TOKEN_LIMITS}
     with at("XCHAT_MODEL"):
@@ -1143,7 +1144,7 @@ class Wait:
         return max(self.start + self.timeout - time.monotonic(), 0)
 
     def late(self, what: str = "no answer") -> NoAnswer:
-        return NoAnswer(f"{what} within {self.timeout:g} s; --timeout gives it more")
+        return NoAnswer(f"{what} within {self.timeout:g} s; --timeout sets a longer limit")
 
     def get(self, events: queue.SimpleQueue[Any], *, at_most: float = math.inf) -> Any:
         """Return the next event, or raise it if it is an exception; queue.Empty: it is late."""
@@ -1178,7 +1179,7 @@ class Wait:
         self.is_waiting = self.is_wanted
 
     def draw(self) -> None:
-        """Draw the line if it was not for a second."""
+        """Draw the line, at most once a second."""
         now = time.monotonic()
         with self.lock:
             if self.is_waiting and now >= self.drawn + 1:
@@ -1188,7 +1189,7 @@ class Wait:
                 write_error(ERASE_LINE + line.encode("ascii", "replace").decode()[:width])
 
     def end(self) -> None:
-        """Make place for output."""
+        """Erase the line before output."""
         if self.is_waiting:
             with self.lock:
                 self.is_waiting = False
@@ -1220,6 +1221,7 @@ def fetch(server: Server, headers: dict[str, str], data: bytes, wait: Wait) -> r
         raise wait.late() from None
     except wire_errors() as error:
         raise no_answer(error, server, is_sent=gate.locked()) from None
+    log.debug("* the response begins")
     log.debug(f"< HTTP/{response.raw.version / 10} {response.status_code} {response.reason}")
     for name, value in response.headers.items():
         log.debug(f"< {name}: {value}")
@@ -1236,7 +1238,7 @@ def no_answer(error: Exception, server: Server, *, is_sent: bool) -> NoAnswer:
     if is_certificate:
         message += f" (trusted: {'certifi' if server.trust is True else server.trust})"
     if is_proxy and is_certificate:
-        message = f"seen through the proxy {server.proxy}, {message}"
+        message = f"through the proxy {server.proxy}: {message}"
     elif is_proxy:
         message = f"the proxy {server.proxy} failed: {message}"
     is_refused = is_proxy and re.search(r": 4\d\d\b", message)  # it wants a password, say
@@ -1356,13 +1358,19 @@ def telling(connection: Any) -> Any:
             log.debug("* connected")
 
         def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
-            log.debug(f"> {method} {url} HTTP/1.1")
+            self.head = [f"> {method} {url} HTTP/1.1"]  # told once it is sent
             super().putrequest(method, url, *args, **kwargs)
 
         def putheader(self, header: str, *values: Any) -> None:
             value = values[0].decode() if isinstance(values[0], bytes) else values[0]
-            log.debug(f"> {header}: {'[hidden]' if 'authorization' in header.lower() else value}")
+            hidden = "authorization" in header.lower()
+            self.head.append(f"> {header}: {'[hidden]' if hidden else value}")
             super().putheader(header, *values)
+
+        def endheaders(self, *args: Any, **kwargs: Any) -> None:
+            super().endheaders(*args, **kwargs)
+            for line in self.head:
+                log.debug(line)
 
     return Telling
 
@@ -1418,7 +1426,7 @@ def explain(error: Exception) -> str:
     if isinstance(root, http.client.IncompleteRead):
         return "closed the connection in the middle"
     if isinstance(root, zlib.error):
-        return "what is compressed is damaged"
+        return "the compressed data is damaged"
     return (isinstance(root, OSError) and root.strerror) or str(root) or type(root).__name__
 
 
@@ -1441,7 +1449,7 @@ class Reply:
         self.body: bytearray | None = bytearray() if keep_body else None
 
     def begin(self) -> None:
-        """Forget what an attempt before has left."""
+        """Discard the traces of an earlier attempt."""
         self.request_id = None
         if self.body:
             self.body.clear()
@@ -1466,7 +1474,7 @@ def read_blocks(response: requests.Response, reply: Reply, wait: Wait) -> Iterat
             yield block
             size += len(block)
             if size > REPLY_LIMIT:
-                raise BadReply(f"the reply has more than {REPLY_LIMIT // MIB} MiB")
+                raise BadReply(f"the reply is larger than {REPLY_LIMIT // MIB} MiB")
     except wire_errors() as error:
         if not wait.is_late:
             raise BadReply(f"the reply is cut short: {explain(error)}") from None
@@ -1579,7 +1587,7 @@ def read_lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def add_event(reply: Reply, data: bytes, wait: Wait) -> str:
-    """Return the text that a completion or a chunk of one has; note in the reply what else."""
+    """Return the text of a completion or a chunk; record the rest in the reply."""
     try:
         value = json.loads(data.removeprefix(BOM).decode(errors="replace"))
     except (ValueError, RecursionError):
@@ -1640,7 +1648,7 @@ def check_finish(reply: Reply) -> None:
     if reason == "content_filter":
         raise BadReply("the reply is cut off by the content filter")
     if not reply.texts and reply.tool_calls:
-        raise BadReply("the reply is a call of a tool, not text")
+        raise BadReply("the reply is a tool call, not text")
     if not reply.texts:
         why = reply.refusal or (reason and f"finish reason {reason!r}")
         raise BadReply(f"the reply is empty{f': {why}' if why else ''}")
@@ -1650,7 +1658,7 @@ def excerpt(body: bytes) -> str:
     """Return the beginning of what should have been a completion."""
     text = body[:ERROR_LIMIT].decode(errors="replace").strip()
     if text.startswith("<"):
-        return f"{page_words(text)}; a login page of the network?"
+        return f"{page_words(text)}; is it a login page of the network?"
     return text or "an empty body"
 
 
@@ -1675,7 +1683,7 @@ def refusal(response: requests.Response, blocks: Iterator[bytes], *, has_key: bo
     text = body.decode(errors="replace").strip()
     if 300 <= status < 400:
         location = response.headers.get("location")
-        where = f"; this one leads to {location}" if location else ""
+        where = f" (to {location})" if location else ""
         return Refused(f"{message}: redirects are not followed{where}")
     words = page_words(text) if text.startswith("<") else api_words(text) or "no reason given"
     message += f": {words}"
@@ -1896,7 +1904,7 @@ def show_controls(text: str) -> str:
 
 
 def tell_usage(reply: Reply) -> None:
-    """Write what the reply took to standard error: one line of JSON."""
+    """Print usage to standard error as one line of JSON."""
 
     def number(value: Any) -> int | float | None:
         is_sane = isinstance(value, (int, float)) and abs(value) < 1 << 63
@@ -2011,11 +2019,11 @@ def appended(path: str, turn: list[JSON], *, systems: list[JSON]) -> Iterator[No
 
     The file is replaced if all goes well inside.
     """
-    with at(f"{path}: the turn is not added", BadReply):
+    with at(f"{path}: cannot append the turn", BadReply):
         target = os.path.realpath(path)
         with locked(os.path.dirname(target)):
             if is_special(target):  # a pipe, say, which would not end
-                raise BadReply("is no file any more")
+                raise BadReply("is no longer a regular file")
             if is_new(target):
                 text = new_conversation(target, systems + turn)
             else:
@@ -2073,9 +2081,9 @@ def add_messages(text: str, turn: list[JSON], *, path: str) -> str:
             if split_conversation(parse_text(new)) == (fields, messages + turn):
                 has_comments = text.count("#") > json.dumps(value).count("#")
                 if has_comments and not new.startswith(text):
-                    log.warning(f"{path}: written anew to take the turn, without its comments")
+                    log.warning(f"{path}: rewritten to append the turn; its comments are lost")
                 return new
-    raise BadReply("no way found to write it so that it can be read again")
+    raise BadReply("the result could not be read back")
 
 
 def ways_to_add(text: str, value: Any, turn: list[JSON]) -> Iterator[str]:
@@ -2179,7 +2187,7 @@ class Text(click.ParamType):  # type: ignore[type-arg]
 
 
 def not_empty(_ctx: Any, _param: Any, value: Any) -> Any:
-    """Refuse what a script's unset variable gives."""
+    """Refuse empty values, as from an unset variable."""
     if value == "" or (isinstance(value, tuple) and "" in value):
         raise click.BadParameter("is empty")
     return value
@@ -2200,22 +2208,22 @@ def check_options(
     """Refuse options that do not go together."""
     uses = inputs.count("-")
     if uses and no_stdin:
-        raise BadInput("'-' reads standard input and -n forbids it; drop one")
+        raise BadInput("'-' and -n cannot be combined")
     if uses + (0 if no_stdin else words.count("-")) > 1:
         raise BadInput("'-' is given more than once, but standard input can be read only once")
     if raw and stream:
-        raise BadInput("--json writes the response at the end and --stream as it comes; drop one")
+        raise BadInput("--json and --stream cannot be combined")
     if raw and extract:
-        raise BadInput("--json writes the whole response and -x a part of the text; drop one")
+        raise BadInput("--json and -x cannot be combined")
     if not append:
         return
     if len(files) != 1:
-        raise BadInput("-a adds to one file: give -f once")
+        raise BadInput("-a needs exactly one -f")
     if files[0] == "-" or is_special(files[0]):
-        raise BadInput(f"-a cannot add to {name_of(files[0])}: drop it, or name a file with -f")
+        raise BadInput(f"-a cannot append to {name_of(files[0])}: drop it, or name a file with -f")
     with at(files[0]):
         if output and os.path.realpath(output) == os.path.realpath(files[0]):
-            raise BadInput(f"-a and -o would both write {output}; drop one")
+            raise BadInput(f"-a and -o would both write to {output}; drop one")
 
 
 def complete_file(_ctx: Any, _param: Any, incomplete: str) -> list[Any]:
