@@ -481,7 +481,8 @@ def read_prompt(words: Sequence[str], *, no_stdin: bool, is_asked: bool, timeout
             parts.insert(1, decode(read_stdin(advice=advice, timeout=limit)))
         if has_words and not parts[1].strip() and stdin_is_pipe_or_file():
             log.warning(
-                "standard input was empty; only the arguments are sent (2>&1 would include error messages)"
+                "standard input was empty; only the arguments are sent"
+                " (2>&1 would include error messages)"
             )
     return "\n\n".join(part for part in parts if part.strip())
 
