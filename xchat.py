@@ -3,7 +3,7 @@
 
 The data passes the sections below in their order:
 
-    messages    what is said on standard error: a Failure ends the run, the rest are warnings
+    diagnostics what is said on standard error: a Failure ends the run, the rest are warnings
     reading     environment -> server and key; arguments and standard input -> prompt;
                 files -> request fields and messages
     asking      all of these -> one JSON body -> one POST
@@ -11,9 +11,9 @@ The data passes the sections below in their order:
     command     the options, and the order of the steps
     main        the signals, and from failure to exit status
 
-Bytes become text in decode() and parse_reply(), text becomes bytes in encode_body() and
-receive(); only what goes into error messages is decoded elsewhere.  Messages are the API's own
-JSON mappings all the way, checked once by check_message().  Whatever is expected to go wrong is a
+Input becomes text in decode() and as_text(), a reply in add_event(); text becomes bytes in
+encode_body(), receive(), deliver() and appended().  Messages are the API's own JSON mappings all
+the way, checked once by check_message().  Whatever is expected to go wrong is a
 Failure, whose class carries the exit status; anything else that is raised is a bug.
 
 An import inside a function is one that many runs do without; imports are what most runs spend
@@ -68,7 +68,9 @@ REPLY_LIMIT = 64 * MIB  # bytes of a reply, decompressed
 ERROR_LIMIT = MIB  # bytes of an error's body that are looked at
 BLOCK = 1 << 16  # bytes per read
 NESTING_LIMIT = 100  # levels of a conversation file
-EVENT_LIMIT = 1_000_000  # of YAML: a quarter of that are messages; more than any model can read
+EVENT_LIMIT = (
+    1_000_000  # of YAML; {user: text} is four events, so this is more than any model can read
+)
 KEEPALIVE = (60, 30)  # seconds of silence before the first probe, and between probes
 BACKOFF_LIMIT = 30  # seconds between two attempts, if the server names no time
 RETRY_AFTER_LIMIT = 120  # seconds; a server that asks for a longer wait is not asked again
@@ -77,7 +79,7 @@ REPEATABLE = (429, 500, 503, 529)  # not what a gateway says, which may have los
 JSON = dict[str, Any]
 
 
-# Messages ------------------------------------------------------------------------------------
+# Diagnostics ---------------------------------------------------------------------------------
 
 
 class Failure(click.ClickException):
@@ -137,7 +139,7 @@ def at(place: str, kind: type[Failure] | None = None) -> Iterator[None]:
 # what -v adds.
 log = logging.getLogger("xchat")
 
-secrets: dict[str, str] = {}  # the key and its like, as they are read; and what is said instead
+hidden_words: dict[str, str] = {}  # the key and its like, and what is shown instead
 
 # control characters, line separators, and what makes a terminal write from right to left
 UNPRINTABLE = r"[\x00-\x20\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+"
@@ -146,7 +148,7 @@ ERASE_LINE = "\r\x1b[K"
 
 
 class StandardError(logging.Handler):
-    """Writes each message as one line of printable text without secrets."""
+    """Writes each message as one line of printable text without hidden_words."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = re.sub(UNPRINTABLE, " ", hide(record.getMessage())).strip()
@@ -160,8 +162,8 @@ class StandardError(logging.Handler):
 
 
 def hide(text: str) -> str:
-    """Return the text without the secrets, which servers echo."""
-    for secret, name in secrets.items():
+    """Return the text without the hidden_words, which servers echo."""
+    for secret, name in sorted(hidden_words.items(), key=lambda item: -len(item[0])):
         if len(secret) > 7:
             text = text.replace(secret, name)
         else:  # it may well be a part of a word or of an address
@@ -189,7 +191,7 @@ class Server(NamedTuple):
     headers: dict[str, str]  # of XCHAT_HEADERS
     proxies: dict[str, str]
     proxy: str  # the host of the one that is used, empty for none
-    trust: str | bool  # a file, a list of directories, or True for certifi's file
+    trust: str  # a file or a list of directories
 
 
 def read_server() -> Server:
@@ -214,12 +216,10 @@ def read_server() -> Server:
     import_requests()
     url = f"{base_url}/chat/completions"
     proxies, proxy = ({}, "") if on_loopback(host) else read_proxies(url)
-    trust = trust_store() if parts.scheme == "https" else True
-    if log.isEnabledFor(logging.DEBUG):
-        sys.addaudithook(tell_sockets)
+    trust = trust_store() if parts.scheme == "https" else ""
     log.debug(f"* proxy: {proxy or 'none'}")
     if parts.scheme == "https":
-        log.debug(f"* trusted certificates: {'certifi' if trust is True else trust}")
+        log.debug(f"* trusted certificates: {trust}")
     return Server(url, parts.netloc, key, headers, proxies, proxy, trust)
 
 
@@ -306,7 +306,7 @@ def read_key() -> str:
         raise BadInput(f"{name}: the key begins with 'Bearer '; remove that")
     if re.search(NOT_GRAPHIC, key):
         raise BadInput(f"{name}: the key {HAS_NOT_GRAPHIC}")
-    secrets.update({key: "[the key]"} if key else {})
+    hidden_words.update({key: "[the key]"} if key else {})
     return key
 
 
@@ -324,7 +324,7 @@ def read_headers(text: str) -> dict[str, str]:
         if re.match(r"(authorization|host|transfer-encoding)$|content-", name, re.IGNORECASE):
             raise BadInput(f"line {number}: {name} is set by xchat itself")
         headers[name] = value
-        secrets[value] = "[hidden]"
+        hidden_words[value] = "[hidden]"
     return headers
 
 
@@ -336,7 +336,9 @@ def read_proxies(url: str) -> tuple[dict[str, str], str]:
 
     They are what HTTPS_PROXY, ALL_PROXY and NO_PROXY say.
     """
+    import base64
     import importlib.util
+    from urllib.parse import unquote
 
     from requests.utils import get_environ_proxies, select_proxy
 
@@ -349,13 +351,18 @@ def read_proxies(url: str) -> tuple[dict[str, str], str]:
         parts = check_url(proxy if "://" in proxy else f"http://{proxy}", schemes=PROXY_SCHEMES)
         if parts.scheme.startswith("socks") and not importlib.util.find_spec("socks"):
             raise BadInput("SOCKS needs PySocks: pip install PySocks, or Debian's python3-socks")
-    secrets.update({parts.password: "[hidden]"} if parts.password else {})
+    if parts.password:
+        user, password = unquote(parts.username or ""), unquote(parts.password)
+        token = base64.b64encode(f"{user}:{password}".encode()).decode()
+        hidden_words.update(dict.fromkeys([parts.password, password, token], "[hidden]"))
     return proxies, parts.netloc.rpartition("@")[2]
 
 
-def trust_store() -> str | bool:
-    """Return the file or the list of directories of trusted certificates; True: certifi's file."""
+def trust_store() -> str:
+    """Return the file or the list of directories of trusted certificates."""
     import ssl
+
+    from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         if path := os.environ.get(name):
@@ -364,9 +371,9 @@ def trust_store() -> str | bool:
                 directories = list(filter(os.path.isdir, paths))
                 if any(map(is_hashed, directories)):
                     return os.pathsep.join(directories)
-                os.stat(path)
                 if directories:
                     raise BadInput("contains no hashed certificate; run openssl rehash on it")
+                os.stat(path)
                 try:
                     ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
                 except ssl.SSLError:
@@ -375,7 +382,7 @@ def trust_store() -> str | bool:
     default = ssl.get_default_verify_paths()
     if default.capath and is_hashed(default.capath):
         return default.capath
-    return default.cafile or True
+    return default.cafile or DEFAULT_CA_BUNDLE_PATH
 
 
 def is_hashed(directory: str) -> bool:
@@ -473,9 +480,11 @@ def read_prompt(words: Sequence[str], *, no_stdin: bool, is_asked: bool, timeout
     place = words.index("-") if "-" in words and not no_stdin else len(words)
     parts = [" ".join(words[:place]), " ".join(words[place + 1 :])]
     has_words = any(part.strip() for part in parts)
-    is_optional = words and "-" not in words and not stdin_is_pipe_or_file()
-    is_answered = is_asked and not words and sys.stdin is not None and os.isatty(0)
-    if not (no_stdin or is_optional or is_answered):
+    if words and "-" not in words and not stdin_is_pipe_or_file():
+        no_stdin = True
+    if is_asked and not words and sys.stdin is not None and os.isatty(0):
+        no_stdin = True
+    if not no_stdin:
         advice, limit = ("; use -n to ignore it", timeout) if has_words else ("", math.inf)
         with at("standard input"):
             parts.insert(1, decode(read_stdin(advice=advice, timeout=limit)))
@@ -559,7 +568,10 @@ def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
 @functools.lru_cache(maxsize=1)  # -a reads the same text again
 def parse_conversation(text: str) -> tuple[Any, JSON, list[JSON]]:
     """Return the value of a conversation file; its request fields and messages, all checked."""
-    value = parse_text(text, advice=TEXT_ADVICE)
+    try:
+        value = parse_text(text)
+    except BadInput as failure:
+        raise BadInput(f"{failure.message}{TEXT_ADVICE}") from None
     return value, *split_conversation(value)
 
 
@@ -598,6 +610,8 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     for name in value.keys() & {"history", "messages"}:
         with at(name):
             messages += check_messages(value[name])
+    if len(fields) > 1 and not value.keys() & {*CONVERSATION, *FIELDS}:
+        raise BadInput(f"not a conversation: it has no known key{TEXT_ADVICE}")
     for name in fields:
         check_field_name(name)
     if fields and not value.keys() & {*CONVERSATION, *FIELDS}:
@@ -635,7 +649,8 @@ def check_messages(messages: Any) -> list[JSON]:
 def check_message(message: Any) -> Any:
     """Return the message, the short form {ROLE: text} written out."""
     if not isinstance(message, dict):
-        raise BadInput(f"expected {{role: ..., content: ...}}, found {show(message)}")
+        advice = TEXT_ADVICE if isinstance(message, str) else ""
+        raise BadInput(f"expected {{role: ..., content: ...}}, found {show(message)}{advice}")
     if len(message) == 1 and not message.keys() & {"role", "content"}:
         ((role, content),) = message.items()
         message = {"role": role, "content": content}
@@ -741,11 +756,8 @@ TOO_DEEP = f"nested more than {NESTING_LIMIT} levels deep"
 SEEMS_JSON = r'[\s\[{]*[\[{]\s*(["\]}]|\Z)'
 
 
-def parse_text(text: str, *, advice: str = "") -> Any:
-    """Return the value of a text in JSON or YAML; several JSON values are a list.
-
-    advice is what an error adds if the text is neither.
-    """
+def parse_text(text: str) -> Any:
+    """Return the value of a text in JSON or YAML; several JSON values are a list."""
     if not text.strip():
         raise BadInput("empty; expected JSON or YAML")
     is_json = re.match(SEEMS_JSON, text)
@@ -762,17 +774,16 @@ def parse_text(text: str, *, advice: str = "") -> Any:
     try:
         return parse_yaml(text)
     except ValueError as error:
-        message = f"not JSON: {json_error}" if is_json else f"not YAML: {error}"
-        raise BadInput(f"{message}{advice}") from None
+        raise BadInput(f"not JSON: {json_error}" if is_json else f"not YAML: {error}") from None
 
 
 def unique(pairs: list[tuple[str, Any]]) -> JSON:
     """Return the mapping, or raise ValueError if it has a key twice."""
-    mapping = dict(pairs)
-    if len(mapping) < len(pairs):
-        keys = [key for key, _value in pairs]
-        key = next(key for number, key in enumerate(keys) if key in keys[:number])
-        raise ValueError(f"duplicate key {key!r}")
+    mapping: JSON = {}
+    for key, value in pairs:
+        if key in mapping:
+            raise ValueError(f"duplicate key {key!r}")
+        mapping[key] = value
     return mapping
 
 
@@ -837,7 +848,7 @@ def parse_yaml(text: str) -> Any:
         next(events)  # the end of the document
         event = next(events)
         if not isinstance(event, yaml.StreamEndEvent):
-            raise not_accepted(event, f"a second YAML document{TEXT_ADVICE}")
+            raise not_accepted(event, "a second YAML document")
         return value
     except StopIteration:
         raise BadInput(f"more than {EVENT_LIMIT:,} values") from None
@@ -913,7 +924,9 @@ def not_accepted(event: Any, message: str) -> BadInput:
     return BadInput(f"line {event.start_mark.line + 1}: {message}")
 
 
-# Asking --------------------------------------------------------------------------------------
+# Reading: the request fields of the options -------------------------------------------------
+
+TOKEN_LIMITS = {"max_completion_tokens", "max_tokens"}  # the same under its old name
 
 
 def request_fields(
@@ -960,7 +973,7 @@ def read_params(params: Iterable[str]) -> JSON:
 
 
 def files_in(params: Iterable[str]) -> list[str]:
-    """Return the names of the files in NAME=@FILE; they may hold bytes that are not UTF-8."""
+    """Return the names of the files in NAME=@FILE, as the locale encodes them."""
     values = [param.partition("=")[2] for param in params]
     return [os.fsdecode(value[1:].encode()) for value in values if value.startswith("@")]
 
@@ -1000,7 +1013,7 @@ def read_value(path: str) -> Any:
         return value
 
 
-TOKEN_LIMITS = {"max_completion_tokens", "max_tokens"}  # the same under its old name
+# Asking --------------------------------------------------------------------------------------
 
 
 def build_body(messages: list[JSON], *, fields: JSON, options: JSON) -> JSON:
@@ -1048,13 +1061,14 @@ def encode_body(body: JSON) -> bytes:
 # does not decompress to a single byte.
 #
 # The gate is a lock for each attempt, which is taken once: by exchange() as it sends the first
-# byte of the request, or else by the main thread as it gives up waiting for a connection.  Who
-# comes too late stops.  So a request that is given up for want of a connection is never sent, and
-# one that may have been sent is never repeated:
+# byte of the body, or else by the main thread as it gives up waiting for a connection.  Whoever is
+# second gives up.  So a body that is given up for want of a connection is never sent, and one that
+# may have been sent is never repeated.  no_answer() and refusal() set repeat_after by this table,
+# and seconds_to_wait() obeys it:
 #
 #   what ended the attempt                     the gate      the body is posted again, if asked for
 #   no connection within 10 s                  main's        yes
-#   the connection failed, or TLS              free          yes, unless it will fail again
+#   the connection failed before that, or TLS  free          yes, unless it will fail again
 #   no headers by the deadline                 exchange's    no
 #   the connection failed after that           exchange's    no
 #   a status that is not 2xx                   exchange's    as refusal() says
@@ -1078,21 +1092,24 @@ def ask(server: Server, body: JSON, reply: Reply, *, timeout: float, retries: in
             response = fetch(server, headers, data, wait)
             reply.request_id = response.headers.get("x-request-id")
             blocks = read_blocks(response, reply, wait)
+            if response.status_code == 407 and server.proxy:
+                raise NoAnswer(f"the proxy {server.proxy} failed: 407 {response.reason}")
             if not 200 <= response.status_code < 300:
-                raise refusal(response, blocks, has_key=bool(server.key))
+                with response:
+                    raise refusal(response, blocks, has_key=bool(server.key))
             for text in read_reply(blocks, reply, wait):
                 wait.end()
                 yield text
             log.debug("* the reply is whole")
             return
         except Failure as failure:
-            suffix = f" (request id {reply.request_id})" if reply.request_id else ""
-            message = f"{server.host}: {failure.message}{suffix}"
+            message = reply.blame(failure.message)
             seconds = seconds_to_wait(failure, attempt)
             if attempt == retries or seconds is None or seconds > wait.seconds_left():
                 raise type(failure)(message) from None
         finally:
             wait.end()
+            wait.is_over.set()
         log.warning(f"{message}; trying again in {seconds:.1f} s")
         time.sleep(seconds)
 
@@ -1126,7 +1143,8 @@ class Wait:
     seconds_left, late       the deadline of the run
     get                      an event of another thread, if it comes in time
     watch                    shuts a connection down at the deadline
-    begin, activity, end     the status line, drawn once a second by either thread; end() erases it
+    begin, is_over           an attempt, whose connection needs no watching when it is over
+    activity, draw, end      the status line, drawn once a second by either thread; end() erases it
     """
 
     def __init__(self, timeout: float, *, activity: str) -> None:
@@ -1169,20 +1187,26 @@ class Wait:
         """Shut the connection down at the deadline, which ends whatever waits for it."""
         import socket
 
+        is_over = self.is_over
         while left := self.seconds_left():
-            time.sleep(min(left, 1))
+            if is_over.wait(min(left, 1)):
+                return
             self.draw()
         self.is_late = True
         with contextlib.suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
 
     def begin(self) -> None:
+        """Begin an attempt."""
+        import threading
+
         self.is_waiting = self.is_wanted
+        self.is_over = threading.Event()
 
     def draw(self) -> None:
         """Draw the line, at most once a second."""
         now = time.monotonic()
-        with self.lock:
+        with contextlib.suppress(OSError), self.lock:  # the terminal may be gone
             if self.is_waiting and now >= self.drawn + 1:
                 self.drawn, self.is_drawn = now, True
                 line = re.sub(UNPRINTABLE, " ", f"{self.activity}, {now - self.start:.0f} s")
@@ -1233,16 +1257,19 @@ def no_answer(error: Exception, server: Server, *, is_sent: bool) -> NoAnswer:
     """Return the failure of an exchange that ended without a response."""
     import ssl
 
-    message = explain(error)
-    is_certificate = isinstance(root_of(error), ssl.SSLCertVerificationError)
+    import requests
+
+    message, root = explain(error), root_of(error)
+    is_certificate = isinstance(root, ssl.SSLCertVerificationError)
     is_proxy = bool(server.proxy) and not (is_sent and server.url.startswith("https:"))
+    is_refused = False
     if is_certificate:
-        message += f" (trusted: {'certifi' if server.trust is True else server.trust})"
-    if is_proxy and is_certificate:
+        message += f" (trusted: {server.trust})"
+    if is_proxy and is_certificate and not isinstance(error, requests.exceptions.ProxyError):
         message = f"through the proxy {server.proxy}: {message}"
     elif is_proxy:
         message = f"the proxy {server.proxy} failed: {message}"
-    is_refused = is_proxy and re.search(r": 4\d\d\b", message)  # it wants a password, say
+        is_refused = bool(re.search(r"\b4\d\d\b", str(root))) or "Auth" in type(root).__name__
     is_lasting = is_sent or is_certificate or is_refused
     return NoAnswer(message, repeat_after=None if is_lasting else 0)
 
@@ -1302,7 +1329,8 @@ def exchange(
         on_event(error)
     else:
         if connection:
-            wait.watch(connection)
+            with connection:
+                wait.watch(connection)
 
 
 def make_adapter() -> requests.adapters.HTTPAdapter:
@@ -1333,7 +1361,7 @@ def make_adapter() -> requests.adapters.HTTPAdapter:
 
         def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
             """Prepare a pool of connections, on which OpenSSL takes a list of directories."""
-            first = verify if verify is True else verify.split(os.pathsep)[0]
+            first = verify if os.path.exists(verify) else verify.split(os.pathsep)[0]
             super().cert_verify(conn, url, first, cert)  # type: ignore[no-untyped-call]
             if first != verify:
                 conn.ca_certs, conn.ca_cert_dir = None, verify
@@ -1435,9 +1463,10 @@ def explain(error: Exception) -> str:
 
 
 class Reply:
-    """What is known of the reply so far.  Of the choices, only the first counts."""
+    """What is known of the reply so far.  Of the choices, only that with index 0 counts."""
 
-    def __init__(self, *, keep_body: bool = False) -> None:
+    def __init__(self, host: str = "", *, keep_body: bool = False) -> None:
+        self.host = host
         self.start = time.monotonic()
         self.request_id: str | None = None
         self.texts: list[str] = []
@@ -1445,7 +1474,7 @@ class Reply:
         self.usage: JSON = {}
         self.has_message = False
         self.finish_reason: Any = None
-        self.refusal = ""
+        self.refusals: list[str] = []
         self.tool_calls: Any = None
         self.body: bytearray | None = bytearray() if keep_body else None
 
@@ -1454,6 +1483,11 @@ class Reply:
         self.request_id = None
         if self.body:
             self.body.clear()
+
+    def blame(self, message: str) -> str:
+        """Return the message with what it is about: the host and the request."""
+        suffix = f" (request id {self.request_id})" if self.request_id else ""
+        return f"{self.host}: {message}{suffix}"
 
     @property
     def text(self) -> str:
@@ -1505,6 +1539,8 @@ def read_reply(blocks: Iterable[bytes], reply: Reply, wait: Wait) -> Iterator[st
                         text += add_event(reply, data, wait)
             except Failure as error:
                 failure = error
+                if isinstance(error, BadReply) and (text or reply.texts):
+                    failure = BadReply(f"the reply is cut short: the rest is {error.message}")
             half = text[-1] if "\ud800" <= text[-1:] <= "\udbff" else ""
             if text := without_surrogates(text.removesuffix(half)):
                 reply.texts.append(text)
@@ -1548,13 +1584,15 @@ def read_events(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
         elif head is not None:
             head += lines
     last = b"\n".join(data)
-    if last == b"[DONE]" or is_json(last):
+    if last == b"[DONE]" or is_whole(last):
         yield [last]
-    elif head is not None and not re.match(rb"\s*(data|event|id|retry)?:", b"\n".join(head[:9])):
-        yield [b"\n".join(head), b"[DONE]"]
+    elif head is not None:
+        body = b"\n".join(head)
+        if not re.match(rb"\s*(data|event|id|retry)?:", body):
+            yield [body, b"[DONE]"]
 
 
-def is_json(data: bytes) -> bool:
+def is_whole(data: bytes) -> bool:
     try:
         json.loads(data)
     except (ValueError, RecursionError):
@@ -1594,8 +1632,7 @@ def add_event(reply: Reply, data: bytes, wait: Wait) -> str:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        cut_short = "the reply is cut short: the rest is " if reply.texts else ""
-        raise BadReply(f"{cut_short}not a completion: {excerpt(data)}")
+        raise BadReply(f"not a completion: {excerpt(data)}")
     if value.get("error") and not value.get("choices"):
         raise error_in_reply(value)
     reply.model = value.get("model") or reply.model
@@ -1613,7 +1650,7 @@ def add_event(reply: Reply, data: bytes, wait: Wait) -> str:
         return ""
     reply.has_message = True
     if message.get("refusal"):
-        reply.refusal += text_in(message["refusal"])
+        reply.refusals.append(text_in(message["refusal"]))
     reply.tool_calls = message.get("tool_calls") or reply.tool_calls
     if message.get("reasoning_content"):
         wait.activity = "thinking"
@@ -1651,13 +1688,13 @@ def check_finish(reply: Reply) -> None:
     if not reply.texts and reply.tool_calls:
         raise BadReply("the reply is a tool call, not text")
     if not reply.texts:
-        why = reply.refusal or (reason and f"finish reason {reason!r}")
+        why = "".join(reply.refusals) or (reason and f"finish reason {reason!r}")
         raise BadReply(f"the reply is empty{f': {why}' if why else ''}")
 
 
 def excerpt(body: bytes) -> str:
     """Return the beginning of what should have been a completion."""
-    text = body[:ERROR_LIMIT].decode(errors="replace").strip()
+    text = body[:ERROR_LIMIT].removeprefix(BOM).decode(errors="replace").strip()
     if text.startswith("<"):
         return f"{page_words(text)}; is it a login page of the network?"
     return text or "an empty body"
@@ -1670,22 +1707,24 @@ NO_CREDIT = r"(?i)\bcredits?\b|spending limit|insufficient_quota"
 
 
 # the API's words, Ollama's and LiteLLM's for a model that is not there
-NO_MODEL = r"(?i)\bmodel\b.*\bnot (found|exist)|\b(unknown|invalid|no such) model|model_not_found"
+NO_MODEL = (
+    r"(?i)\bmodel\b.{,200}\bnot (found|exist)|\b(unknown|invalid|no such) model|model_not_found"
+)
 
 
 def refusal(response: requests.Response, blocks: Iterator[bytes], *, has_key: bool) -> Failure:
     """Return the failure that a response outside 200 to 299 means, in the API's words."""
     status = response.status_code
     message = f"{status} {response.reason or ''}".strip()
-    body = b""
-    with contextlib.suppress(Failure):  # what came is told, even if it is cut short or late
-        while len(body) < ERROR_LIMIT and (block := next(blocks, b"")):
-            body += block
-    text = body.decode(errors="replace").strip()
     if 300 <= status < 400:
         location = response.headers.get("location")
         where = f" (to {location})" if location else ""
         return Refused(f"{message}: redirects are not followed{where}")
+    body = bytearray()
+    with contextlib.suppress(Failure):  # what came is told, even if it is cut short or late
+        while len(body) < ERROR_LIMIT and (block := next(blocks, b"")):
+            body += block
+    text = body.removeprefix(BOM).decode(errors="replace").strip()
     words = page_words(text) if text.startswith("<") else api_words(text) or "no reason given"
     message += f": {words}"
     if status in (400, 404) and re.search(NO_MODEL, words):
@@ -1734,7 +1773,7 @@ def error_in_reply(value: JSON) -> Failure:
 def api_words(error: Any) -> str:
     """Return what an error says, parsed or not, in any of the shapes that it comes in."""
     words = words_in(error) or (error if isinstance(error, str) else json.dumps(error))
-    return re.sub(r"\s*\[WKE=[^]]*\]", "", words)  # a marker for the API's own clients
+    return re.sub(r"\s?\[WKE=[^]]*\]", "", words[:9999])  # a marker for the API's own clients
 
 
 def words_in(value: Any, depth: int = 0) -> str:
@@ -1765,8 +1804,8 @@ def page_words(text: str) -> str:
     """Return what a page of HTML or XML says: its title, if it has one."""
     import html
 
-    title = re.search(r"(?is)<(title|message)\b[^>]*>\s*(.*?)\s*</\1>", text)
-    return html.unescape(title[2]) if title and title[2] else "a page of HTML"
+    title = re.search(r"(?i)<(?:title|message)\b[^<>]*>([^<]*)", text)
+    return (title and html.unescape(title[1]).strip()) or "a page of HTML"
 
 
 # Replying: the output ------------------------------------------------------------------------
@@ -1804,7 +1843,7 @@ def deliver(
     added: contextlib.AbstractContextManager[None],
     is_live: bool,
     extract: bool,
-    is_json: bool,
+    has_schema: bool,
 ) -> Failure | None:
     """Write what is not written yet of the reply; return the failure so far, or a new one.
 
@@ -1812,38 +1851,31 @@ def deliver(
     """
     try:
         text = extract_code(reply.text) if extract else reply.text
-        if is_json and not failure:
+        if has_schema and not failure:
             try:
                 load_json(text)
             except (ValueError, BadInput):
-                failure = BadReply("the reply is not JSON")
+                failure = BadReply(reply.blame("the reply is not JSON"))
         data = text.encode() if reply.body is None else bytes(reply.body)
-        data = b"" if is_live else data if data.endswith(b"\n") or not data else data + b"\n"
+        if data and not data.endswith(b"\n"):
+            data += b"\n"
+        if output is None and not is_live:
+            write_out(None, data)
         if failure is None:
-            write(data, output, added=added)
-        elif output is None:
-            write(data, None)
+            with added:  # neither file is replaced if one cannot be written
+                if output is not None:
+                    write_out(output, data)
     except Failure as error:
         return failure or error
     return failure
 
 
-NOTHING = contextlib.nullcontext()
-
-
-def write(
-    data: bytes,
-    output: str | None,
-    *,
-    added: contextlib.AbstractContextManager[None] = NOTHING,
-) -> None:
-    """Write the data; then replace the output file and the one that is added to, both or none."""
-    if output is None:
-        if data:
-            write_output(data)
-        with added:
-            return
-    with added, at(output, BadReply), replaced(output, data, mode=0o666):
+def write_out(path: str | None, data: bytes) -> None:
+    """Write to the file of -o, or to standard output."""
+    if path is None:
+        write_output(data)
+        return
+    with at(path, BadReply), replaced(path, data, mode=0o666):
         pass
 
 
@@ -1918,7 +1950,7 @@ def tell_usage(reply: Reply) -> None:
     prompt = mapping_in(usage, "prompt_tokens_details")
     completion = mapping_in(usage, "completion_tokens_details")
     facts = {
-        "model": reply.model if isinstance(reply.model, str) else None,
+        "model": hide(reply.model) if isinstance(reply.model, str) else None,
         "prompt_tokens": number(usage.get("prompt_tokens")),
         "cached_tokens": number(prompt.get("cached_tokens")),
         "completion_tokens": number(usage.get("completion_tokens")),
@@ -1927,10 +1959,10 @@ def tell_usage(reply: Reply) -> None:
         "cost_usd": None if ticks is None else ticks / 1e10,
         "cost_usd_ticks": ticks,
         "seconds": round(time.monotonic() - reply.start, 3),
-        "request_id": reply.request_id,
+        "request_id": reply.request_id and hide(reply.request_id),
     }
     known = {name: value for name, value in facts.items() if value is not None}
-    write_error(hide(json.dumps(known)) + "\n")
+    write_error(json.dumps(known).replace("\x7f", "\\u007f") + "\n")
 
 
 # Replying: files -----------------------------------------------------------------------------
@@ -1938,11 +1970,17 @@ def tell_usage(reply: Reply) -> None:
 
 def check_output(path: str | None) -> None:
     """Refuse what could not be written, before a reply is paid for; None is standard output."""
+    import fcntl
+
     if path is None:
         if sys.stdout is None:
             raise BadReply("standard output: closed")
         return
-    with at(path or "''"):
+    with at(path):
+        if (fd := fd_of(path)) is not None:
+            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                raise BadInput("is open for reading only")
+            return
         if os.path.isdir(path) or not os.path.basename(path):
             raise BadInput("is a directory")
         with contextlib.suppress(FileNotFoundError):
@@ -1965,7 +2003,7 @@ def is_special(path: str) -> bool:
 
 def fd_of(path: str) -> int | None:
     """Return the descriptor that a name such as /dev/stdout stands for."""
-    match = re.fullmatch(r"/dev/(?:fd/(\d+)|std(?:out|(err)))|/proc/self/fd/(\d+)", path)
+    match = re.fullmatch(r"/dev/(?:fd/(\d{1,5})|std(?:out|(err)))|/proc/self/fd/(\d{1,5})", path)
     return int(match[1] or match[3] or (2 if match[2] else 1)) if match else None
 
 
@@ -1976,12 +2014,9 @@ def replaced(path: str, data: bytes, *, mode: int) -> Iterator[None]:
     The new file has the old one's mode and, where possible, its owner; mode is for a file where
     there was none. What can't be replaced is written to.
     """
-    if (fd := fd_of(path)) is not None:
-        write_bytes(fd, data)
-        yield
-        return
     if is_special(path):
-        with open(path, "wb", buffering=0) as file:
+        fd = fd_of(path)
+        with open(path if fd is None else os.dup(fd), "wb", buffering=0) as file:
             write_bytes(file.fileno(), data)
         yield
         return
@@ -2088,13 +2123,17 @@ def add_messages(text: str, turn: list[JSON], *, path: str) -> str:
 
 
 def ways_to_add(text: str, value: Any, turn: list[JSON]) -> Iterator[str]:
-    """Yield the text with more messages at its end, and what it is written anew."""
+    """Yield the text with more messages at its end, then the value written anew."""
     end = "" if text.endswith("\n") else "\n"
     anew = with_messages(value, turn)
     try:
         parse_json(text)
     except (ValueError, RecursionError):
-        lists = r"^(?:messages|history):.*\n(?:\s*(?:#.*)?\n)*" if isinstance(value, dict) else r"^"
+        lists = (
+            r"^(?:messages|history):.*\n(?:[ \t]*(?:#.*)?\r?\n)*"
+            if isinstance(value, dict)
+            else r"^"
+        )
         first = re.search(lists + r"( *)- ", text, re.MULTILINE)
         lines = to_yaml(short(turn))
         if first:
@@ -2138,23 +2177,23 @@ def to_yaml(value: Any) -> str:
 
 # Command -------------------------------------------------------------------------------------
 
-# the help lists the options under these headings, in the order of their declaration
-HEADINGS = {
-    "Prompt": ["systems", "files", "append", "images", "no_stdin"],
-    "Request": ["model", "temperature", "max_tokens", "schema", "params", "dry_run"],
-    "Reply": ["stream", "extract", "raw", "output", "usage"],
-    "General": ["timeout", "retries", "quiet", "verbose", "help", "version"],
-}
+# in the help, before the option
+HEADINGS = {"systems": "Prompt", "model": "Request", "stream": "Reply", "timeout": "General"}
 
 
 class Command(click.Command):
-    """A command whose help lists the options by heading."""
+    """A command whose help lists the options under headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = {param.name: param.get_help_record(ctx) for param in self.params}
-        for heading, names in HEADINGS.items():
+        sections: list[tuple[str, list[tuple[str, str]]]] = []
+        for param in self.params:
+            if row := param.get_help_record(ctx):
+                if param.name in HEADINGS:
+                    sections.append((HEADINGS[param.name], []))
+                sections[-1][1].append(row)
+        for heading, rows in sections:
             with formatter.section(heading):
-                formatter.write_dl([row for name in names if (row := rows[name])])
+                formatter.write_dl(rows)
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
@@ -2166,13 +2205,11 @@ class Number(click.ParamType):  # type: ignore[type-arg]
         self.wanted, self.is_valid, self.kind = wanted, is_valid, kind
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        try:
+        with contextlib.suppress(ValueError, OverflowError):
             number = self.kind(value)
-        except ValueError:
-            number = math.nan
-        if not (math.isfinite(number) and self.is_valid(number)):
-            self.fail(f"expected {self.wanted}, not {value!r}", param, ctx)
-        return number
+            if math.isfinite(number) and self.is_valid(number):
+                return number
+        return self.fail(f"expected {self.wanted}, not {value!r}", param, ctx)
 
 
 class Text(click.ParamType):  # type: ignore[type-arg]
@@ -2341,7 +2378,9 @@ def xchat(
       while read -r line; do xchat -n -- "$line"; done <list
     """
     log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
-    output = None if output == "-" else output
+    if verbose:
+        sys.addaudithook(tell_sockets)
+    output = None if output is None or output == "-" or fd_of(output) == 1 else output
     inputs = [*files, *images, request["schema"], *files_in(request["params"])]
     check_options(
         words, inputs, files=files, no_stdin=no_stdin, append=append,
@@ -2365,17 +2404,17 @@ def xchat(
     body = build_body(first + history + turn, fields=fields, options=options)
     is_live = choose_stream(body, request["stream"], is_held=bool(output) or extract or raw)
     if server is None:
-        write(encode_body(body) + b"\n", output)
+        write_out(output, encode_body(body) + b"\n")
         return
 
-    reply = Reply(keep_body=raw)
+    reply = Reply(server.host, keep_body=raw)
     failure = receive(ask(server, body, reply, timeout=timeout, retries=retries), is_live=is_live)
 
     turn.append({"role": "assistant", "content": reply.text})
     failure = deliver(
         reply, failure, output=output,
-        added=appended(files[0], turn, systems=first) if append else NOTHING,
-        is_live=is_live, extract=extract, is_json=bool(request["schema"]),
+        added=appended(files[0], turn, systems=first) if append else contextlib.nullcontext(),
+        is_live=is_live, extract=extract, has_schema=bool(request["schema"]),
     )  # fmt: skip
     if usage:
         tell_usage(reply)
@@ -2439,7 +2478,7 @@ def explain_usage(error: click.UsageError) -> str:
     """Return what is wrong with the options, in words like ours."""
     if isinstance(error, click.NoSuchOption):
         hint = did_you_mean(error.option_name, error.possibilities or [])
-        is_prompt = any(re.match(r"-[^-\s]*\s|-\d", word) for word in sys.argv[1:])
+        is_prompt = any(re.match(r"-\S*\s|-\d", word) for word in sys.argv[1:])
         hint = hint or ("; a prompt that begins with - goes after --" if is_prompt else SEE_HELP)
         return f"no such option: {error.option_name}{hint}"
     message = error.message[:1].lower() + error.message[1:].rstrip(".")
