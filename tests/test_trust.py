@@ -65,9 +65,9 @@ def test_a_store_that_is_missing(api: Api, run: Run, name: str) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_store_that_nobody_may_read(api: Api, run: Run, bundle: str, name: str) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may read any file")
     Path(bundle).chmod(0)
+    if os.access(bundle, os.R_OK):
+        pytest.skip("root may read any file")
     assert refused(run, name, bundle) == f"xchat: {name}: {bundle}: Permission denied\n"
 
 
