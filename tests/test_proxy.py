@@ -276,6 +276,17 @@ def test_a_socks_proxy_that_refuses_the_password(api: Api, run: Run, pysocks: No
     assert (result.out, result.status, result.err.count("\n")) == (b"", 3, 1)
 
 
+@pytest.mark.xfail(strict=True, reason="it is asked again with the same password")
+def test_a_socks_proxy_that_refuses_the_password_is_not_asked_again(
+    api: Api, run: Run, pysocks: None
+) -> None:
+    with Socks() as proxy:
+        proxy.password = ("user", "other")
+        env = {"ALL_PROXY": f"socks5h://user:secret@{proxy.host}"}
+        result = run("--retries", "1", "Hi", env=env)
+    assert (result.out, result.status, result.err.count("\n")) == (b"", 3, 1)
+
+
 @pytest.mark.parametrize("code", [1, 2, 4, 5])
 def test_a_socks_proxy_that_cannot_connect(api: Api, run: Run, pysocks: None, code: int) -> None:
     with Socks(bytes([5, code]) + SOCKS_OK[2:]) as proxy:
