@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import resource
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -388,6 +389,17 @@ def test_a_descriptor_that_is_not_open_is_told_before_a_reply_is_paid_for(
     assert (result.out, result.status, result.err.count("\n")) == (b"", 2, 1)
     assert result.err.startswith(f"xchat: {name}: ")
     assert api.requests == []
+
+
+@pytest.mark.xfail(strict=True, reason="status 1 and a message")
+def test_a_reader_that_has_gone_ends_it_as_without_the_option(api: Api, run: Run) -> None:
+    api.will(reply(completion()), reply(completion()))
+    for args in ([], ["-o", "/dev/stdout"]):
+        read, write = os.pipe()
+        os.close(read)
+        result = run(*args, "Hi", stdout=write)
+        os.close(write)
+        assert (result.err, result.status) == ("", -signal.SIGPIPE)
 
 
 PLAIN_URLS = ["http://ollama:11434/v1", "http://192.168.1.20:8080/v1", "http://[2001:db8::1]/v1"]
