@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from server import Api
 
 # what the tests run must not inherit that a background job ignores the first, and nohup the second
@@ -131,3 +132,16 @@ def file(tmp_path: Path) -> File:
         return name
 
     return write
+
+
+@pytest.fixture(scope="session")
+def authority() -> trustme.CA:
+    """Who issues the certificates of servers."""
+    return trustme.CA()
+
+
+@pytest.fixture
+def bundle(authority: trustme.CA, tmp_path: Path) -> str:
+    """The file that says the authority is to be trusted."""
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return str(tmp_path / "ca.pem")
