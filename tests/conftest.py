@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from server import Api
 
 # what the tests run must not inherit that a background job ignores the first, and nohup the second
@@ -131,3 +132,10 @@ def file(tmp_path: Path) -> File:
         return name
 
     return write
+
+
+@pytest.fixture(params=["libyaml", "python"])
+def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML with libyaml, and as it is where that is missing."""
+    if request.param == "python":
+        monkeypatch.delattr(yaml, "CSafeLoader")

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from conftest import File, Result, Run
 from server import Api, completion, reply
 
 import xchat
+
+NO_ALIAS = "anchors and aliases (& and *) are not accepted; repeat the text"
+NO_TAG = "is not accepted; leave it off"
 
 SYSTEM = {"role": "system", "content": "S"}
 USER = {"role": "user", "content": "U"}
@@ -56,13 +58,6 @@ USER_MESSAGES_FIRST = """\
 {"role": "user", "content": "And 3 + 3?"},
 {"role": "system", "content": "Answer in French."}
 """
-
-
-@pytest.fixture(params=["libyaml", "python"])
-def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyYAML with libyaml, and as it is where that is missing."""
-    if request.param == "python":
-        monkeypatch.delattr(yaml, "CSafeLoader")
 
 
 def messages_of(result: Result) -> Any:
@@ -135,7 +130,7 @@ def test_messages_are_sent_as_given(api: Api, run: Run, file: File) -> None:
         "\ufeff# comment\r\nsystem: S\r\nhistory:\r\n- user: U\r\n",
         "system: S\nmessages:\n  - {role: user, content: U}\n",
         "messages: [user: U]\nsystem: S\n",
-        "- {system: S}\n- {'user': !!str U}\n",
+        "- {system: S}\n- {'user': ! U}\n",
         "[{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'U'}]",
         "[{system: S}, {user: U}, ]  # flow",
     ],
@@ -155,9 +150,15 @@ def test_one_message_alone() -> None:
     assert xchat.split_conversation(xchat.parse_text("- user: U")) == ({}, [USER])
 
 
-def test_anchors_and_aliases_of_yaml() -> None:
-    text = "- user: &u U\n- assistant: A\n- user: *u\n"
-    assert xchat.split_conversation(xchat.parse_text(text)) == ({}, [USER, ASSISTANT, USER])
+@pytest.mark.parametrize("text", ["- user: &u U\n- assistant: A\n- user: *u\n", "- user: U&u *u\n"])
+@pytest.mark.usefixtures("loader")
+def test_anchors_and_aliases_of_yaml_are_refused_but_not_what_looks_like_one(text: str) -> None:
+    if "&u U" in text:
+        with pytest.raises(xchat.BadInput) as caught:
+            xchat.parse_text(text)
+        assert caught.value.message == f"line 1: {NO_ALIAS}"
+    else:
+        assert xchat.parse_text(text) == [{"user": "U&u *u"}]
 
 
 def test_block_text_of_yaml_keeps_its_lines() -> None:
@@ -297,15 +298,16 @@ BAD = [
     ("histroy: []", "unknown key 'histroy'; did you mean 'history'?"),
     ("sytem: hi", "unknown key 'sytem'; did you mean 'system'?"),
     ("assistant: hi", "'assistant' is a role, not a request field; messages go under 'history'"),
-    ("a: 1\nb: 2\na: 3", "duplicate key 'a'"),
-    ("- {role: user, role: user}", "message 1: duplicate key 'role'"),
-    ('[{"user": "a"}, {"user": "b", "user": "c"}]', "message 2: duplicate key 'user'"),
-    ('{"model": "a", "model": "b"}', "duplicate key 'model'"),
-    ("- {role: user, content: hi, x: {y: 1, y: 2}}", "message 1: duplicate key 'y'"),
+    ("a: 1\nb: 2\na: 3", "line 3: duplicate key 'a'"),
+    ("- {role: user, role: user}", "line 1: duplicate key 'role'"),
+    ('[{"user": "a"}, {"user": "b", "user": "c"}]', "line 1: duplicate key 'user'"),
+    ('{"model": "a", "model": "b"}', "line 1: duplicate key 'model'"),
+    ("- role: user\n  content: hi\n  x: {y: 1,\n    y: 2}", "line 4: duplicate key 'y'"),
     ("- user: hi\n- 1: hi", "line 2: the key 1 is not text; quote it"),
     ("no: hi", "line 1: the key false is not text; quote it"),
     ("\n? [a]\n: hi", "line 2: the key a list is not text; quote it"),
-    ("a: &a {b: c}\nd: {<<: *a}", "line 2: merge keys (<<) are not accepted; write the keys out"),
+    ("a: &a {b: c}\nd: {<<: *a}", f"line 1: {NO_ALIAS}"),
+    ("a: b\nd: {<<: {b: c}}", "line 2: merge keys (<<) are not accepted; write the keys out"),
     ("temperature: .nan", "temperature: NaN and infinity are not JSON"),
     ("temperature: -.inf", "temperature: NaN and infinity are not JSON"),
     ('{"temperature": NaN}', "temperature: NaN and infinity are not JSON"),
@@ -324,10 +326,15 @@ BAD = [
     ("!!set {a}", "line 1: the YAML tag !!set is not accepted; leave it off"),
     ("- !x hi", "line 1: the YAML tag !x is not accepted; leave it off"),
     ("%TAG ! tag:x,2000:\n--- hi", "line 1: %TAG is not accepted; leave it off"),
-    ("- user: *a", "line 1: the alias *a stands for nothing above it"),
-    ("- &a [*a]", "line 1: the alias *a stands for nothing above it"),
-    ("- user: !!int no", 'line 1: "no" is no valid int'),
-    ("- user: !!bool 7", 'line 1: "7" is no valid bool'),
+    ("- user: *a", f"line 1: {NO_ALIAS}"),
+    ("- &a [*a]", f"line 1: {NO_ALIAS}"),
+    ("- user: hi\n- user: !!int no", f"line 2: the YAML tag !!int {NO_TAG}"),
+    ("- user: !!bool 7", f"line 1: the YAML tag !!bool {NO_TAG}"),
+    ("- user: !!str hi", f"line 1: the YAML tag !!str {NO_TAG}"),
+    ("- &a hi\n- &a hi", f"line 1: {NO_ALIAS}"),
+    ("model: m\nhistory: &h []", f"line 2: {NO_ALIAS}"),
+    ("- user: &u\n    a", f"line 1: {NO_ALIAS}"),
+    ("- &k user: a", f"line 1: {NO_ALIAS}"),
     ("- user: Note: this", "not YAML: "),
     ("- user: 'hi", "not YAML: "),
     ("- user: hi\n\t- x: y", "not YAML: "),
@@ -353,7 +360,7 @@ def test_a_bad_file_is_one_line_that_says_where(
     path = tmp_path / "c"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(xchat.BadInput) as caught:
-        xchat.read_conversation(str(path))
+        xchat.read_conversations([str(path)])
     place, said = caught.value.message.split(": ", 1)
     said = said.replace("tag:yaml.org,2002:", "!!")
     assert (place, "\n" in said) == (str(path), False)
@@ -418,14 +425,14 @@ def hostile(levels: int) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (hostile(12), "line 6: aliases stand for more than 64 MiB"),
+        (hostile(12), f"line 1: {NO_ALIAS}"),
         ("[" * 100_000, "nested more than 100 levels deep"),
         ("- " * 100_000, YAML_TOO_DEEP),
         ("x" * 100_000_000, "more than 64 MiB"),
         ("[" * 60_000_000, "nested more than 100 levels deep"),
         ("seed: " + ":1" * 30_000_000, ""),
         ("seed: 1" + ":1" * 30_000_000, ""),
-        ("seed: !!int 1" + ":1" * 30_000_000, 'line 1: "1:1:1:1'),
+        ("seed: !!int 1" + ":1" * 30_000_000, f"line 1: the YAML tag !!int {NO_TAG}"),
         ("%TAG !a! tag:x\n" * 4_000_000, "line 1: %TAG is not accepted; leave it off"),
         ("[" + '"",' * 3_000_000 + ",]", "not JSON: "),
         ('["' + '\\"' * 500_000, "not JSON: "),
@@ -469,12 +476,11 @@ model: grok-4
 temperature: 0.2
 system: S
 history:
-- user: &u U
+- user: U
 - assistant: |
     A
     - B
 - {role: user, content: [{type: text, text: 'x: y'}]}
-- user: *u
 """,
 ]
 JUNK = [
@@ -527,9 +533,7 @@ def test_10000_mutations_are_messages_or_one_clean_line() -> None:
         data = mutate(GOOD[n % len(GOOD)])
         start = time.process_time()
         try:
-            parsed = xchat.split_conversation(
-                xchat.parse_text(xchat.decode(data))
-            )
+            parsed = xchat.split_conversation(xchat.parse_text(xchat.decode(data)))
             json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode()
         except xchat.BadInput as failure:
             failures.append(failure)
