@@ -330,3 +330,44 @@ def test_a_long_message_is_cut(api: Api, run: Run) -> None:
     assert result.status == 4
     assert len(result.err) < 1000
     assert result.err.endswith("xxx (request id req-7)\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "args", "out", "message", "status"),
+    [
+        (
+            reply(completion("Hel", finish_reason="length")),
+            [],
+            b"Hel\n",
+            "HOST: the reply is cut",
+            1,
+        ),
+        (None, ["-f", "nowhere"], b"", "nowhere: No such file or directory\n", 2),
+        (None, ["-t", "warm"], b"", "-t: expected a number from 0 to 2, not 'warm'\n", 2),
+        (None, ["--zzz"], b"", "no such option: --zzz", 2),
+        ([HANG], ["--timeout", "1"], b"", "HOST: no answer within 1 s", 3),
+        (reply({"error": "no"}, "400 Bad"), [], b"", "HOST: 400 Bad: no", 4),
+        (reply({"error": "no"}, "500 Bad"), [], b"", "HOST: 500 Bad: no", 5),
+    ],
+)
+@pytest.mark.parametrize("option", ["-q", "--quiet"])
+def test_quiet_silences_warnings_but_no_error(
+    api: Api,
+    run: Run,
+    option: str,
+    answer: Any,
+    args: list[str],
+    out: bytes,
+    message: str,
+    status: int,
+) -> None:
+    api.extra_fields = {"zzz"}
+    if answer:
+        api.will(answer)
+    result = run(option, "-p", "zzz=1", *args, "Hi")  # an unknown field is a warning
+    assert (result.out, result.status) == (out, status)
+    assert result.err.startswith(f"xchat: {message.replace('HOST', api.host)}")
+    assert result.err.count("\n") == 1
+    api.will(reply(completion()), reply(completion()))
+    assert run("-p", "zzz=1", "Hi").err.startswith("xchat: -p: unknown request field")
+    assert run("-p", "zzz=1", "Hi", option) == Result(b"Hello\n", "", 0)
