@@ -359,6 +359,33 @@ def test_a_file_that_becomes_a_pipe_during_the_run_does_not_hang(
     os.close(fd)
 
 
+def can_be_read(text: str) -> bool:
+    try:
+        xchat.split_conversation(xchat.parse_text(text))
+    except xchat.BadInput:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "role: user\ncontent: a\nx: DEEP\n",
+        "{role: user, content: a, x: DEEP}\n",
+        "[{role: user, content: a, x: DEEP}]\n",
+        "{model: m, x: DEEP}\n",
+        '{"role": "user", "content": "a", "x": DEEP}',
+        '{"model": "m", "x": DEEP}',
+    ],
+)
+def test_the_deepest_that_f_can_read_takes_another_turn(text: str) -> None:
+    nested = (text.replace("DEEP", "[" * levels + "]" * levels) for levels in range(102, 90, -1))
+    deepest = next(filter(can_be_read, nested))
+    fields, messages = xchat.split_conversation(xchat.parse_text(deepest))
+    new = xchat.add_messages(deepest, [Q, A], path="c")
+    assert xchat.split_conversation(xchat.parse_text(new)) == (fields, [*messages, Q, A])
+
+
 BEGINS = [
     "- user: a\n",
     "model: m\nhistory:\n    - user: a\nseed: 1\n",

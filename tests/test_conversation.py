@@ -18,6 +18,8 @@ from server import Api, completion, reply
 import xchat
 
 NO_ALIAS = "anchors and aliases (& and *) are not accepted; repeat the text"
+EXPECTED = "expected a list of messages, or a mapping with 'system' and 'history'"
+A_TEXT = '; a text goes to standard input, as in: xchat "Summarize" <notes.txt'
 NO_TAG = "is not accepted; leave it off"
 
 SYSTEM = {"role": "system", "content": "S"}
@@ -217,13 +219,16 @@ BAD = [
     ),
     (
         "Hello",
-        "expected a list of messages, or a mapping with 'system' and 'history'; found \"Hello\"",
+        f'{EXPECTED}; found "Hello"{A_TEXT}',
     ),
     (
         "null",
-        "expected a list of messages, or a mapping with 'system' and 'history'; found nothing",
+        f"{EXPECTED}; found nothing{A_TEXT}",
     ),
-    ("42", "expected a list of messages, or a mapping with 'system' and 'history'; found 42"),
+    (
+        "42",
+        f"{EXPECTED}; found 42{A_TEXT}",
+    ),
     ('{"user": "U"} 42', "message 2: expected {role: ..., content: ...}, found 42"),
     ("- user: no", "message 1: content: read as false, not as text; quote it"),
     ("- user: 42", "message 1: content: read as 42, not as text; quote it"),
@@ -285,7 +290,7 @@ BAD = [
     ("role: user\ncontent: 1", "message 1: content: read as 1, not as text; quote it"),
     (
         "user: hi",
-        "'user' alone is a request field; a message is an item of a list: - user: ...",
+        "'user' alone is a request field; a message is a list item: - user: ...",
     ),
     (
         "- user: " + "1:" * 300 + "1.0",
@@ -314,7 +319,7 @@ BAD = [
     ('{"temperature": -Infinity}', "temperature: NaN and infinity are not JSON"),
     ('{"temperature": 1e999}', "temperature: NaN and infinity are not JSON"),
     ('[{"user": "\\ud83d"}]', "message 1: holds half of a surrogate pair, which is no character"),
-    ("- user: a\n---\n- user: b", "line 2: a second YAML document; a file holds one conversation"),
+    ("- user: a\n---\n- user: b", f"line 2: a second YAML document{A_TEXT}"),
     (
         "- user: hi\n- user: !!binary aGk=",
         "line 2: the YAML tag !!binary is not accepted; leave it off",
@@ -383,12 +388,12 @@ def test_a_bad_file_ends_in_status_2_and_nothing_is_sent(api: Api, run: Run, fil
 def test_an_unknown_field_is_sent_with_a_warning(api: Api, run: Run, file: File) -> None:
     api.extra_fields = {"temprature", "zzz"}
     api.will(reply(completion()), reply(completion()))
-    name = file("temprature: 0.5\nzzz: {a: [1]}\n")
+    name = file("seed: 1\ntemprature: 0.5\nzzz: {a: [1]}\n")
     result = run("-f", name, "hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
     assert result.err.splitlines() == [
-        "xchat: c: unknown request field 'temprature', sent as given; did you mean 'temperature'?",
-        "xchat: c: unknown request field 'zzz', sent as given",
+        "xchat: c: unknown request fields, sent as given:"
+        " temprature (did you mean 'temperature'?), zzz"
     ]
     assert run("-q", "-f", name, "hi") == Result(b"Hello\n", "", 0)
     for request in api.requests:
@@ -397,7 +402,11 @@ def test_an_unknown_field_is_sent_with_a_warning(api: Api, run: Run, file: File)
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nowhere", "No such file or directory"), (".", "Is a directory"), ("", "No such file")],
+    [
+        ("nowhere", "No such file or directory"),
+        (".", "Is a directory"),
+        ("none/", "No such file or directory"),
+    ],
 )
 def test_a_file_that_cannot_be_read(run: Run, name: str, message: str) -> None:
     result = run("--dry-run", "-f", name, "hi")
@@ -434,7 +443,7 @@ def hostile(levels: int) -> str:
         ("seed: 1" + ":1" * 30_000_000, ""),
         ("seed: !!int 1" + ":1" * 30_000_000, f"line 1: the YAML tag !!int {NO_TAG}"),
         ("%TAG !a! tag:x\n" * 4_000_000, "line 1: %TAG is not accepted; leave it off"),
-        ("[" + '"",' * 3_000_000 + ",]", "not JSON: "),
+        ("[" + '"",' * 3_000_000 + ",]", "more than 1,000,000 values"),
         ('["' + '\\"' * 500_000, "not JSON: "),
         ("a" * 60_000_000 + ": b", "not YAML: "),
         (b"\xff" * 60_000_000, "not UTF-8 at byte 0"),
@@ -464,7 +473,7 @@ def test_a_hostile_file_ends_in_bounded_time_and_memory(
 def test_a_file_names_no_server_and_no_key(api: Api, run: Run, file: File) -> None:
     api.extra_fields = {"base_url", "api_key"}
     api.will(reply(completion()))
-    name = file("base_url: https://evil.test\napi_key: xai-1\n")
+    name = file("model: m\nbase_url: https://evil.test\napi_key: xai-1\n")
     assert run("-q", "-f", name, "hi") == Result(b"Hello\n", "", 0)
 
 

@@ -68,7 +68,7 @@ def test_json_with_stream_is_a_usage_error(api: Api, run: Run) -> None:
         (reply(b'{"choices": [', content_length="99"), b'{"choices": [\n', 1),
         (reply(b"<html>\xff"), b"<html>\xff\n", 1),
         (reply({"error": "no", "code": "x"}), b'{"error": "no", "code": "x"}\n', 5),
-        (reply({"error": "no"}, "400 Bad Request"), b"", 4),
+        (reply({"error": "no"}, "400 Bad Request"), b'{"error": "no"}\n', 4),
         ([STREAM_HEAD + event(chunk("Hel"))], event(chunk("Hel")), 1),
     ],
 )

@@ -124,7 +124,7 @@ def test_an_interrupt_leaves_no_file_behind(api: Api, run: Run, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("", "'': is a directory"),
+        ("", "-o: is empty"),
         ("none/", "none/: is a directory"),
         ("loop", "loop: Too many levels of symbolic links"),
     ],

@@ -28,9 +28,12 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def prompt_of(result: Result) -> str:
+EMPTY = "xchat: standard input was empty: the words are sent alone (2>&1 pipes errors too)\n"
+
+
+def prompt_of(result: Result, *, warning: str = "") -> str:
     """The last message of a dry run that went well."""
-    assert (result.err, result.status) == ("", 0)
+    assert (result.err, result.status) == (warning, 0)
     body = json.loads(result.out)
     assert body["messages"][-1]["role"] == "user"
     return str(body["messages"][-1]["content"])
@@ -62,7 +65,9 @@ def prompt_of(result: Result) -> str:
 def test_prompt_from_arguments_and_a_pipe(
     run: Run, args: list[str], stdin: bytes, prompt: str
 ) -> None:
-    assert prompt_of(run("--dry-run", *args, stdin=stdin)) == prompt
+    is_alone = bool(args) and not stdin.strip()  # the words
+    result = run("--dry-run", *args, stdin=stdin)
+    assert prompt_of(result, warning=EMPTY if is_alone else "") == prompt
 
 
 def test_a_regular_file_is_read_like_a_pipe(run: Run, tmp_path: Path) -> None:
@@ -165,7 +170,7 @@ def test_a_terminal_is_not_read_when_a_user_message_is_last(
 def test_a_silent_pipe_gets_one_hint(run: Run) -> None:
     process = run.start("--dry-run", "words", stdin=subprocess.PIPE)
     hint = process.stderr.readline()
-    assert hint == b"xchat: waiting for standard input; -n does without it\n"
+    assert hint == b"xchat: still waiting for standard input; -n does not read it\n"
     out, rest = process.communicate(b"late", timeout=20)
     assert (rest, process.returncode) == (b"", 0)
     assert b'"content":"words\\n\\nlate"' in out
@@ -173,7 +178,7 @@ def test_a_silent_pipe_gets_one_hint(run: Run) -> None:
 
 def test_a_silent_pipe_for_a_file_gets_a_hint_too(run: Run) -> None:
     process = run.start("--dry-run", "words", "-f", "-", stdin=subprocess.PIPE)
-    assert process.stderr.readline() == b"xchat: waiting for standard input, as '-' says\n"
+    assert process.stderr.readline() == b"xchat: still waiting for standard input\n"
     _out, rest = process.communicate(b"- user: Hi", timeout=20)
     assert (rest, process.returncode) == (b"", 0)
 

@@ -113,7 +113,7 @@ def test_a_dry_run_needs_no_key_and_sends_nothing(api: Api, run: Run) -> None:
         (["--fil", "x"], "no such option: --fil; did you mean '--file'?\n"),
         (["-t", "nan"], "-t: expected a number from 0 to 2, not 'nan'\n"),
         (["--timeout", "inf"], "--timeout: expected a number of seconds above 0, not 'inf'\n"),
-        (["--zzz"], "no such option: --zzz; a prompt that begins with - goes after --\n"),
+        (["--zzz"], "no such option: --zzz; see xchat --help\n"),
         (["-5", "+", "3"], "no such option: -5; a prompt that begins with - goes after --\n"),
     ],
 )

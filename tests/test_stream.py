@@ -126,7 +126,7 @@ SPLIT = [
     (["a" + HALVES[0], HALVES[1] + "b"], "a🌍b"),
     ([HALVES[0], "", HALVES[1]], "🌍"),
     ([*HALVES, *HALVES], "🌍🌍"),
-    (["🌍" + HALVES[0], HALVES[1] + "🌍"], "🌍🌍"),
+    (["🌍" + HALVES[0], HALVES[1] + "🌍"], "🌍🌍🌍"),
     ([HALVES[0]], LONE),
     ([HALVES[0], "a"], LONE + "a"),
     (["a" + HALVES[0], "", ""], "a" + LONE),
@@ -248,7 +248,7 @@ def test_the_end_of_a_stream_ends_an_event_of_several_lines(api: Api, run: Run) 
         WHOLE_EVENT[:20],
         b"data: {",
         b"data:",
-        b"data",
+        b"id: 1\ndata",
         b"event: x\nid: 1\ndata: {",
         b"event: x\n",
         b": comment\ndata: {",
@@ -281,15 +281,20 @@ def test_chunks_without_text_are_ordinary(api: Api, run: Run) -> None:
 
 CUT = "the reply is cut short: "
 
+REST = f"{CUT}the rest is not a completion: "
+
 NOT_WHOLE = [
     # what comes; what is written; the status; why
     ([event(chunk("Hel"))], b"Hel\n", 1, f"{CUT}the stream ended without a finish reason"),
     ([event(chunk("Hel")), RESET], b"Hel\n", 1, CUT),
     ([event(chunk("Hel")), b'data: {"choices": [{"de'], b"Hel\n", 1, f"{CUT}the stream"),
     ([event(chunk("Hel\n"))], b"Hel\n", 1, CUT),
-    ([event(chunk("Hel")), event(b"[DONE")], b"Hel\n", 1, "not a completion: [DONE"),
-    ([event(chunk("Hel")), event(b"nonsense"), BODY], b"Hel\n", 1, "not a completion: nonsense"),
-    ([event(chunk("Hel")), event(b"[1]")], b"Hel\n", 1, "not a completion: [1]"),
+    ([event(chunk("Hel")) + event(b"nonsense")], b"Hel\n", 1, f"{REST}nonsense"),
+    ([event(chunk("Hel")), 0.3, event(b"nonsense")], b"Hel\n", 1, f"{REST}nonsense"),
+    ([event(b"nonsense")], b"", 1, "not a completion: nonsense"),
+    ([event(chunk("Hel")), event(b"[DONE")], b"Hel\n", 1, f"{REST}[DONE"),
+    ([event(chunk("Hel")), event(b"nonsense"), BODY], b"Hel\n", 1, f"{REST}nonsense"),
+    ([event(chunk("Hel")), event(b"[1]")], b"Hel\n", 1, f"{REST}[1]"),
     ([], b"", 1, "not a completion: an empty body"),
     ([b": nothing\n\n"], b"", 1, f"{CUT}the stream ended without a finish reason"),
     ([event(b"[DONE]")], b"", 1, "the reply is empty"),
@@ -362,10 +367,8 @@ def test_the_deadline_holds_for_a_stream_that_drips_comments(api: Api, run: Run)
     start = time.monotonic()
     result = run("--stream", "--timeout", "2", "Hi")
     assert time.monotonic() - start < 8
-    message = (
-        f"xchat: {api.host}: no answer within 2 s; --timeout gives it more (request id req-7)\n"
-    )
-    assert result == Result(b"Hel\n", message, 3)
+    message = "not the whole answer within 2 s; --timeout gives it more (request id req-7)"
+    assert result == Result(b"Hel\n", f"xchat: {api.host}: {message}\n", 3)
 
 
 def test_each_event_is_written_when_it_arrives(api: Api, run: Run) -> None:
