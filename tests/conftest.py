@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trustme
+import yaml
 from server import Api
 
 # what the tests run must not inherit that a background job ignores the first, and nohup the second
@@ -145,3 +146,10 @@ def bundle(authority: trustme.CA, tmp_path: Path) -> str:
     """The file that says the authority is to be trusted."""
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     return str(tmp_path / "ca.pem")
+
+
+@pytest.fixture(params=["libyaml", "python"])
+def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyYAML with libyaml, and as it is where that is missing."""
+    if request.param == "python":
+        monkeypatch.delattr(yaml, "CSafeLoader")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -15,11 +16,17 @@ from typing import Any
 import pytest
 from conftest import TOP, File, Result, Run
 from server import STREAM_HEAD, Api, completion, reply, stream
+from test_conversation import GOOD, mutate
 
 import xchat
 
 Q, A = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "Hello"}
 JSON_Q, JSON_A = '{"role": "user", "content": "Q"}', '{"role": "assistant", "content": "Hello"}'
+
+
+def indented(value: Any) -> str:
+    """How a file in JSON is written anew."""
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
 def messages_in(path: Path) -> list[xchat.JSON]:
@@ -36,7 +43,7 @@ def files_in(path: Path) -> list[str]:
     [
         ("c.yaml", "- system: S\n- user: Q\n- assistant: Hello\n"),
         ("c", "- system: S\n- user: Q\n- assistant: Hello\n"),
-        ("c.json", f'[\n{{"role": "system", "content": "S"}},\n{JSON_Q},\n{JSON_A}\n]\n'),
+        ("c.json", indented([{"role": "system", "content": "S"}, Q, A])),
         ("c.JSONL", f'{{"role": "system", "content": "S"}}\n{JSON_Q}\n{JSON_A}\n'),
     ],
 )
@@ -57,6 +64,9 @@ def test_a_new_file_is_private_has_the_system_messages_and_the_format_of_its_nam
     assert files_in(tmp_path) == [name]
 
 
+LOST = "xchat: c: written anew to take the turn, without its comments\n"
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -66,18 +76,19 @@ def test_a_new_file_is_private_has_the_system_messages_and_the_format_of_its_nam
             id="comments of a list",
         ),
         pytest.param(
-            "history:\n  - user: a\n  # one\n\nmodel: m  # 2\n",
-            "history:\n  - user: a\n  # one\n  - user: Q\n  - assistant: Hello\n\nmodel: m  # 2\n",
-            id="comments of a mapping, with a field after the list",
+            "model: m  # 1\nhistory:\n\n  # two\n  - user: a\n  # three\n\n",
+            "model: m  # 1\nhistory:\n\n  # two\n  - user: a\n  # three\n\n"
+            "  - user: Q\n  - assistant: Hello\n",
+            id="comments of a mapping",
         ),
         pytest.param(
-            "history:\n- user: a\n\n# one\nmodel: m\n",
-            "history:\n- user: a\n- user: Q\n- assistant: Hello\n\n# one\nmodel: m\n",
-            id="a comment on the field after the list",
+            "history:\n  - user: a\n\nmodel: m\n",
+            "history:\n- user: a\n- user: Q\n- assistant: Hello\nmodel: m\n",
+            id="a field after the list",
         ),
         pytest.param(
-            "history:\n- user: |+\n    a\n\n# one\nmodel: m\n",
-            "history:\n- user: |+\n    a\n\n# one\n- user: Q\n- assistant: Hello\nmodel: m\n",
+            "history:\n- user: |+\n    a\n\nmodel: m\n",
+            "history:\n- user: |+\n    a\n\n- user: Q\n- assistant: Hello\nmodel: m\n",
             id="a blank line that is a part of the text",
         ),
         pytest.param(
@@ -104,20 +115,22 @@ def test_a_new_file_is_private_has_the_system_messages_and_the_format_of_its_nam
             id="a mapping without a list",
         ),
         pytest.param(
-            "- user: a\n...\n", "- user: a\n- user: Q\n- assistant: Hello\n...\n", id="end mark"
+            "- user: a\n...\n", "- user: a\n- user: Q\n- assistant: Hello\n", id="end mark"
         ),
         pytest.param(
-            "history: [{user: a},  # one\n  {user: b}]\n",
-            f"history: [{{user: a}},  # one\n  {{user: b}}, {JSON_Q}, {JSON_A}]\n",
+            "history: [{user: a},\n  {user: b}]\n",
+            "history:\n- user: a\n- user: b\n- user: Q\n- assistant: Hello\n",
             id="a list in brackets",
         ),
         pytest.param(
-            "history: []\n", f"history: [{JSON_Q}, {JSON_A}]\n", id="an empty list in brackets"
+            "history: []\n",
+            "history:\n- user: Q\n- assistant: Hello\n",
+            id="an empty list in brackets",
         ),
         pytest.param(
-            "{model: m}  # one\n",
+            "{model: m}\n",
             "model: m\nhistory:\n- user: Q\n- assistant: Hello\n",
-            id="a mapping in braces loses its comment",
+            id="a mapping in braces",
         ),
         pytest.param(
             "role: user\ncontent: a\n",
@@ -125,30 +138,57 @@ def test_a_new_file_is_private_has_the_system_messages_and_the_format_of_its_nam
             id="a single message",
         ),
         pytest.param(
+            "[{user: 'C# ]'}, {role: tool, content: '# no comment', id: '#'}]\n",
+            "- user: C# ]\n- role: tool\n  content: '# no comment'\n  id: '#'\n"
+            "- user: Q\n- assistant: Hello\n",
+            id="'#' that stands in text",
+        ),
+        pytest.param(
             '[\n  {"role": "user", "content": "]"}\n]',
-            f'[\n  {{"role": "user", "content": "]"}},\n  {JSON_Q},\n  {JSON_A}\n]',
+            indented([{"role": "user", "content": "]"}, Q, A]),
             id="JSON on several lines",
         ),
-        pytest.param("[]\n", f"[{JSON_Q}, {JSON_A}]\n", id="an empty list in JSON"),
+        pytest.param("[]\n", indented([Q, A]), id="an empty list in JSON"),
         pytest.param(
             '[\r\n\t{"user": "a"},\r\n]\r\n',
-            f'[\r\n\t{{"user": "a"}},\r\n\t{JSON_Q},\r\n\t{JSON_A}\r\n]\r\n',
+            indented([{"user": "a"}, Q, A]).replace("\n", "\r\n"),
             id="CRLF, tabs and a trailing comma in JSON",
         ),
         pytest.param(
-            '{"messages":[{"user":"a"}],"model":"m"}',
-            f'{{"messages":[{{"user":"a"}}, {JSON_Q}, {JSON_A}],"model":"m"}}',
+            '{"messages":[{"user":"a # b"}],"model":"m"}',
+            indented({"messages": [{"user": "a # b"}, Q, A], "model": "m"}),
             id="JSON on one line",
         ),
         pytest.param(
             '{"messages": [{"user": "a"}], "stop": ["s"]}',
-            json.dumps({"messages": [{"user": "a"}, Q, A], "stop": ["s"]}, indent=2) + "\n",
+            indented({"messages": [{"user": "a"}, Q, A], "stop": ["s"]}),
             id="another list is the last in JSON",
         ),
         pytest.param(
             '{"model": "m"}',
-            json.dumps({"model": "m", "history": [Q, A]}, indent=2) + "\n",
+            indented({"model": "m", "history": [Q, A]}),
             id="a mapping without a list in JSON",
+        ),
+        pytest.param(
+            '{"model": "m]", "stop": ["]"]}\n',
+            indented({"model": "m]", "stop": ["]"], "history": [Q, A]}),
+            id="a mapping without messages in JSON, but with brackets",
+        ),
+        pytest.param(
+            '{"role": "user", "content": [{"type": "text", "text": "b]"}]}\n',
+            '{"role": "user", "content": [{"type": "text", "text": "b]"}]}\n'
+            f"{JSON_Q}\n{JSON_A}\n",
+            id="one line of JSON Lines with a list in it",
+        ),
+        pytest.param(
+            '{"system": "S]"}\n',
+            f'{{"system": "S]"}}\n{JSON_Q}\n{JSON_A}\n',
+            id="a system message alone",
+        ),
+        pytest.param(
+            '{"system": [{"type": "text", "text": "S]"}], "model": "m"}',
+            indented({"system": [{"type": "text", "text": "S]"}], "model": "m", "history": [Q, A]}),
+            id="a system message of parts and a field",
         ),
         pytest.param(
             '{"user": "a"}\n{"user": [{"type": "text", "text": "b"}]}',
@@ -167,18 +207,183 @@ def test_a_new_file_is_private_has_the_system_messages_and_the_format_of_its_nam
         ),
     ],
 )
-def test_the_turn_is_put_into_the_text_as_it_is(
+def test_the_turn_is_lines_at_the_end_or_the_file_is_written_anew(
     api: Api, run: Run, file: File, tmp_path: Path, before: str, after: str
 ) -> None:
     name = file(before)
     (tmp_path / name).chmod(0o640)
     old = messages_in(tmp_path / name)
-    api.will(reply(completion()))
+    api.will(reply(completion()), reply(completion()))
     assert run("-af", name, "Q") == Result(b"Hello\n", "", 0)
     assert (tmp_path / name).read_bytes().decode() == after
     assert messages_in(tmp_path / name) == [*old, Q, A]
+    assert run("-af", name, "Q") == Result(b"Hello\n", "", 0)
+    assert messages_in(tmp_path / name) == [*old, Q, A, Q, A]
     assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
     assert files_in(tmp_path) == [name]
+
+
+WITH_COMMENTS = [
+    pytest.param(
+        "history:\n  - user: a\n  # one\n\nmodel: m  # 2\n",
+        "history:\n- user: a\n- user: Q\n- assistant: Hello\nmodel: m\n",
+        id="a field after the list",
+    ),
+    pytest.param(
+        "history:\n- user: a\n\n# one\nmodel: m\n",
+        "history:\n- user: a\n- user: Q\n- assistant: Hello\nmodel: m\n",
+        id="a comment on the field after the list",
+    ),
+    pytest.param(
+        "history: [{user: a},  # one\n  {user: b}]\n",
+        "history:\n- user: a\n- user: b\n- user: Q\n- assistant: Hello\n",
+        id="a list in brackets",
+    ),
+    pytest.param(
+        "{model: m}  # one\n",
+        "model: m\nhistory:\n- user: Q\n- assistant: Hello\n",
+        id="a mapping in braces",
+    ),
+    pytest.param(
+        "- user: 'C#'\n... # end\n",
+        "- user: C#\n- user: Q\n- assistant: Hello\n",
+        id="a comment on the end mark, and a '#' in a text",
+    ),
+    pytest.param(
+        "# one\r\n[{user: 'C#'}]\r\n",
+        "- user: C#\r\n- user: Q\r\n- assistant: Hello\r\n",
+        id="CRLF",
+    ),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), WITH_COMMENTS)
+def test_comments_that_are_lost_are_one_warning(
+    api: Api, run: Run, file: File, tmp_path: Path, before: str, after: str
+) -> None:
+    api.will(reply(completion()), reply(completion()), reply(completion()))
+    name = file(before)
+    assert run("-af", name, "Q") == Result(b"Hello\n", LOST, 0)
+    assert (tmp_path / name).read_bytes().decode() == after
+    assert run("-af", name, "Q") == Result(b"Hello\n", "", 0)  # they are lost only once
+    assert run("-qaf", file(before), "Q") == Result(b"Hello\n", "", 0)
+    assert (tmp_path / name).read_bytes().decode() == after
+
+
+@pytest.mark.parametrize("prompt", ["# Title", "What is C#?", "#" * 9])
+def test_comments_that_are_lost_are_a_warning_whatever_the_turn_holds(
+    api: Api, run: Run, file: File, prompt: str
+) -> None:
+    api.will(reply(completion("# One\n## Two\n")))
+    result = run("-af", file("{model: m}  # one\n"), prompt)
+    assert (result.err, result.status) == (LOST, 0)
+
+
+def test_a_text_that_ends_in_a_bracket_takes_a_second_turn(
+    api: Api, run: Run, tmp_path: Path
+) -> None:
+    for name in ("c.jsonl", "c.json", "c.yaml"):
+        api.will(reply(completion("[Hello]")), reply(completion()))
+        assert run("-af", name, "Hi :]") == Result(b"[Hello]\n", "", 0)
+        assert run("-af", name, "Q") == Result(b"Hello\n", "", 0)
+        first = [{"role": "user", "content": "Hi :]"}, {"role": "assistant", "content": "[Hello]"}]
+        assert messages_in(tmp_path / name) == [*first, Q, A]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- user: &a hi\n- user: &a hi\n", "line 1: anchors and aliases (& and *)"),
+        ("- user: &a hi\n- user: *a\n", "line 1: anchors and aliases (& and *)"),
+        ("- user: !!str hi\n", "line 1: the YAML tag !!str is not accepted"),
+        ("system: S\nx: {<<: {b: c}}\n", "line 2: merge keys (<<) are not accepted"),
+        ("- user: hi\n---\n- user: hi\n", "line 2: a second YAML document"),
+        ("- user: hi\n  user: hi\n", "line 2: duplicate key 'user'"),
+        ("%TAG ! tag:x,2000:\n---\n- user: hi\n", "line 1: %TAG is not accepted"),
+    ],
+)
+def test_what_f_does_not_accept_is_refused_before_anything_is_sent(
+    api: Api, run: Run, file: File, tmp_path: Path, text: str, message: str
+) -> None:
+    result = run("-af", file(text), "Q")
+    assert (result.out, result.status) == (b"", 2)
+    assert result.err.startswith(f"xchat: c: {message}")
+    assert result.err.count("\n") == 1
+    assert api.requests == []
+    assert (tmp_path / "c").read_text() == text
+
+
+def in_a_directory_that_goes(run: Run, when: str) -> None:
+    """Have the working directory removed, at the start or when the reply comes."""
+    (run.home / "gone").mkdir()
+    first = "cd gone; rmdir ../gone;" if when == "at the start" else "cd gone;"
+    run.command = ["sh", "-c", f'{first} exec "$@"', "sh", *run.command]
+
+
+@pytest.mark.parametrize("args", [["-af", "c.yaml"], ["-af", "c.yaml", "-o", "/dev/null"]])
+def test_a_working_directory_that_is_removed_is_told_before_anything_is_sent(
+    api: Api, run: Run, args: list[str]
+) -> None:
+    in_a_directory_that_goes(run, "at the start")
+    result = run(*args, "Q")
+    assert result == Result(b"", "xchat: c.yaml: No such file or directory\n", 2)
+    assert api.requests == []
+
+
+def test_a_working_directory_that_is_removed_during_the_run_is_one_line(
+    api: Api, run: Run, tmp_path: Path
+) -> None:
+    in_a_directory_that_goes(run, "when the reply comes")
+    api.will([lambda _connection: (tmp_path / "gone").rmdir(), *reply(completion())])
+    message = "xchat: c.yaml: the turn is not added: No such file or directory\n"
+    assert run("-af", "c.yaml", "Q") == Result(b"Hello\n", message, 1)
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_file_that_becomes_a_pipe_during_the_run_does_not_hang(
+    api: Api, run: Run, file: File, tmp_path: Path, is_new: bool
+) -> None:
+    path = tmp_path / ("new" if is_new else file("- user: a\n"))
+
+    def become_a_pipe(_connection: Any) -> None:
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+
+    api.will([become_a_pipe, *reply(completion())])
+    result = run("-af", path.name, "Q", timeout=20)
+    message = f"xchat: {path.name}: the turn is not added: is no file any more\n"
+    assert result == Result(b"Hello\n", message, 1)
+    assert files_in(tmp_path) == [path.name]
+    fd = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds the lock
+    os.close(fd)
+
+
+def can_be_read(text: str) -> bool:
+    try:
+        xchat.split_conversation(xchat.parse_text(text))
+    except xchat.BadInput:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "role: user\ncontent: a\nx: DEEP\n",
+        "{role: user, content: a, x: DEEP}\n",
+        "[{role: user, content: a, x: DEEP}]\n",
+        "{model: m, x: DEEP}\n",
+        '{"role": "user", "content": "a", "x": DEEP}',
+        '{"model": "m", "x": DEEP}',
+    ],
+)
+def test_the_deepest_that_f_can_read_takes_another_turn(text: str) -> None:
+    nested = (text.replace("DEEP", "[" * levels + "]" * levels) for levels in range(102, 90, -1))
+    deepest = next(filter(can_be_read, nested))
+    fields, messages = xchat.split_conversation(xchat.parse_text(deepest))
+    new = xchat.add_messages(deepest, [Q, A], path="c")
+    assert xchat.split_conversation(xchat.parse_text(new)) == (fields, [*messages, Q, A])
 
 
 BEGINS = [
@@ -204,6 +409,28 @@ def test_3000_odd_texts_are_read_again_as_they_were() -> None:
         assert xchat.split_conversation(value)[1][1:] == turn, new
 
 
+@pytest.mark.usefixtures("loader")
+def test_whatever_f_can_read_takes_another_turn() -> None:
+    random.seed(4)
+    turn = [
+        {"role": "user", "content": "Q # ]\n"},
+        {"role": "assistant", "content": "Hello: }\n\n"},
+    ]
+    good = 0
+    begins = [*GOOD, *BEGINS, "{model: m, system: S}\n", '{"model": "m", "stop": ["]"]}\n']
+    for number in range(20_000):
+        try:
+            text = xchat.decode(mutate(begins[number % len(begins)]))
+            fields, messages = xchat.split_conversation(xchat.parse_text(text))
+        except xchat.BadInput:
+            continue
+        good += 1
+        new = xchat.add_messages(text, turn, path="c")
+        read = xchat.split_conversation(xchat.parse_text(xchat.decode(new.encode())))
+        assert read == (fields, messages + turn), text
+    assert good > 1000
+
+
 def test_a_text_of_several_lines_is_readable_in_yaml(api: Api, run: Run, tmp_path: Path) -> None:
     api.will(reply(completion("One 🌍:\n\n    two\n")))
     assert run("-af", "c.yaml", stdin=b"a\nb").status == 0
@@ -223,9 +450,9 @@ def test_a_stream_is_added_as_a_whole_and_other_forms_of_output_change_nothing(
     api: Api, run: Run, file: File, tmp_path: Path
 ) -> None:
     text = "Code:\n```\n1\n```\n"
-    for args in (["--stream"], ["-x"], ["--json"], ["-o", "out"], ["--stream", "--json"]):
+    for args in (["--stream"], ["-x"], ["--json"], ["-o", "out"], ["-p", "stream=true", "--json"]):
         name = file("- user: a\n")
-        is_stream = "--stream" in args
+        is_stream = "--stream" in args or "-p" in args
         api.will([STREAM_HEAD + stream(text)] if is_stream else reply(completion(text)))
         assert run("-af", name, "Q", *args).status == 0
         assert messages_in(tmp_path / name)[1:] == [Q, {"role": "assistant", "content": text}]

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from conftest import File, Result, Run
 from server import Api, completion, reply
 
 import xchat
+
+NO_ALIAS = "anchors and aliases (& and *) are not accepted; repeat the text"
+EXPECTED = "expected a list of messages, or a mapping with 'system' and 'history'"
+A_TEXT = '; a text goes to standard input, as in: xchat "Summarize" <notes.txt'
+NO_TAG = "is not accepted; leave it off"
 
 SYSTEM = {"role": "system", "content": "S"}
 USER = {"role": "user", "content": "U"}
@@ -56,13 +60,6 @@ USER_MESSAGES_FIRST = """\
 {"role": "user", "content": "And 3 + 3?"},
 {"role": "system", "content": "Answer in French."}
 """
-
-
-@pytest.fixture(params=["libyaml", "python"])
-def loader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyYAML with libyaml, and as it is where that is missing."""
-    if request.param == "python":
-        monkeypatch.delattr(yaml, "CSafeLoader")
 
 
 def messages_of(result: Result) -> Any:
@@ -135,7 +132,7 @@ def test_messages_are_sent_as_given(api: Api, run: Run, file: File) -> None:
         "\ufeff# comment\r\nsystem: S\r\nhistory:\r\n- user: U\r\n",
         "system: S\nmessages:\n  - {role: user, content: U}\n",
         "messages: [user: U]\nsystem: S\n",
-        "- {system: S}\n- {'user': !!str U}\n",
+        "- {system: S}\n- {'user': ! U}\n",
         "[{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'U'}]",
         "[{system: S}, {user: U}, ]  # flow",
     ],
@@ -155,9 +152,15 @@ def test_one_message_alone() -> None:
     assert xchat.split_conversation(xchat.parse_text("- user: U")) == ({}, [USER])
 
 
-def test_anchors_and_aliases_of_yaml() -> None:
-    text = "- user: &u U\n- assistant: A\n- user: *u\n"
-    assert xchat.split_conversation(xchat.parse_text(text)) == ({}, [USER, ASSISTANT, USER])
+@pytest.mark.parametrize("text", ["- user: &u U\n- assistant: A\n- user: *u\n", "- user: U&u *u\n"])
+@pytest.mark.usefixtures("loader")
+def test_anchors_and_aliases_of_yaml_are_refused_but_not_what_looks_like_one(text: str) -> None:
+    if "&u U" in text:
+        with pytest.raises(xchat.BadInput) as caught:
+            xchat.parse_text(text)
+        assert caught.value.message == f"line 1: {NO_ALIAS}"
+    else:
+        assert xchat.parse_text(text) == [{"user": "U&u *u"}]
 
 
 def test_block_text_of_yaml_keeps_its_lines() -> None:
@@ -216,13 +219,16 @@ BAD = [
     ),
     (
         "Hello",
-        "expected a list of messages, or a mapping with 'system' and 'history'; found \"Hello\"",
+        f'{EXPECTED}; found "Hello"{A_TEXT}',
     ),
     (
         "null",
-        "expected a list of messages, or a mapping with 'system' and 'history'; found nothing",
+        f"{EXPECTED}; found nothing{A_TEXT}",
     ),
-    ("42", "expected a list of messages, or a mapping with 'system' and 'history'; found 42"),
+    (
+        "42",
+        f"{EXPECTED}; found 42{A_TEXT}",
+    ),
     ('{"user": "U"} 42', "message 2: expected {role: ..., content: ...}, found 42"),
     ("- user: no", "message 1: content: read as false, not as text; quote it"),
     ("- user: 42", "message 1: content: read as 42, not as text; quote it"),
@@ -284,7 +290,7 @@ BAD = [
     ("role: user\ncontent: 1", "message 1: content: read as 1, not as text; quote it"),
     (
         "user: hi",
-        "'user' alone is a request field; a message is an item of a list: - user: ...",
+        "'user' alone is a request field; a message is a list item: - user: ...",
     ),
     (
         "- user: " + "1:" * 300 + "1.0",
@@ -297,22 +303,23 @@ BAD = [
     ("histroy: []", "unknown key 'histroy'; did you mean 'history'?"),
     ("sytem: hi", "unknown key 'sytem'; did you mean 'system'?"),
     ("assistant: hi", "'assistant' is a role, not a request field; messages go under 'history'"),
-    ("a: 1\nb: 2\na: 3", "duplicate key 'a'"),
-    ("- {role: user, role: user}", "message 1: duplicate key 'role'"),
-    ('[{"user": "a"}, {"user": "b", "user": "c"}]', "message 2: duplicate key 'user'"),
-    ('{"model": "a", "model": "b"}', "duplicate key 'model'"),
-    ("- {role: user, content: hi, x: {y: 1, y: 2}}", "message 1: duplicate key 'y'"),
+    ("a: 1\nb: 2\na: 3", "line 3: duplicate key 'a'"),
+    ("- {role: user, role: user}", "line 1: duplicate key 'role'"),
+    ('[{"user": "a"}, {"user": "b", "user": "c"}]', "line 1: duplicate key 'user'"),
+    ('{"model": "a", "model": "b"}', "line 1: duplicate key 'model'"),
+    ("- role: user\n  content: hi\n  x: {y: 1,\n    y: 2}", "line 4: duplicate key 'y'"),
     ("- user: hi\n- 1: hi", "line 2: the key 1 is not text; quote it"),
     ("no: hi", "line 1: the key false is not text; quote it"),
     ("\n? [a]\n: hi", "line 2: the key a list is not text; quote it"),
-    ("a: &a {b: c}\nd: {<<: *a}", "line 2: merge keys (<<) are not accepted; write the keys out"),
+    ("a: &a {b: c}\nd: {<<: *a}", f"line 1: {NO_ALIAS}"),
+    ("a: b\nd: {<<: {b: c}}", "line 2: merge keys (<<) are not accepted; write the keys out"),
     ("temperature: .nan", "temperature: NaN and infinity are not JSON"),
     ("temperature: -.inf", "temperature: NaN and infinity are not JSON"),
     ('{"temperature": NaN}', "temperature: NaN and infinity are not JSON"),
     ('{"temperature": -Infinity}', "temperature: NaN and infinity are not JSON"),
     ('{"temperature": 1e999}', "temperature: NaN and infinity are not JSON"),
     ('[{"user": "\\ud83d"}]', "message 1: holds half of a surrogate pair, which is no character"),
-    ("- user: a\n---\n- user: b", "line 2: a second YAML document; a file holds one conversation"),
+    ("- user: a\n---\n- user: b", f"line 2: a second YAML document{A_TEXT}"),
     (
         "- user: hi\n- user: !!binary aGk=",
         "line 2: the YAML tag !!binary is not accepted; leave it off",
@@ -324,10 +331,15 @@ BAD = [
     ("!!set {a}", "line 1: the YAML tag !!set is not accepted; leave it off"),
     ("- !x hi", "line 1: the YAML tag !x is not accepted; leave it off"),
     ("%TAG ! tag:x,2000:\n--- hi", "line 1: %TAG is not accepted; leave it off"),
-    ("- user: *a", "line 1: the alias *a stands for nothing above it"),
-    ("- &a [*a]", "line 1: the alias *a stands for nothing above it"),
-    ("- user: !!int no", 'line 1: "no" is no valid int'),
-    ("- user: !!bool 7", 'line 1: "7" is no valid bool'),
+    ("- user: *a", f"line 1: {NO_ALIAS}"),
+    ("- &a [*a]", f"line 1: {NO_ALIAS}"),
+    ("- user: hi\n- user: !!int no", f"line 2: the YAML tag !!int {NO_TAG}"),
+    ("- user: !!bool 7", f"line 1: the YAML tag !!bool {NO_TAG}"),
+    ("- user: !!str hi", f"line 1: the YAML tag !!str {NO_TAG}"),
+    ("- &a hi\n- &a hi", f"line 1: {NO_ALIAS}"),
+    ("model: m\nhistory: &h []", f"line 2: {NO_ALIAS}"),
+    ("- user: &u\n    a", f"line 1: {NO_ALIAS}"),
+    ("- &k user: a", f"line 1: {NO_ALIAS}"),
     ("- user: Note: this", "not YAML: "),
     ("- user: 'hi", "not YAML: "),
     ("- user: hi\n\t- x: y", "not YAML: "),
@@ -353,7 +365,7 @@ def test_a_bad_file_is_one_line_that_says_where(
     path = tmp_path / "c"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(xchat.BadInput) as caught:
-        xchat.read_conversation(str(path))
+        xchat.read_conversations([str(path)])
     place, said = caught.value.message.split(": ", 1)
     said = said.replace("tag:yaml.org,2002:", "!!")
     assert (place, "\n" in said) == (str(path), False)
@@ -376,12 +388,12 @@ def test_a_bad_file_ends_in_status_2_and_nothing_is_sent(api: Api, run: Run, fil
 def test_an_unknown_field_is_sent_with_a_warning(api: Api, run: Run, file: File) -> None:
     api.extra_fields = {"temprature", "zzz"}
     api.will(reply(completion()), reply(completion()))
-    name = file("temprature: 0.5\nzzz: {a: [1]}\n")
+    name = file("seed: 1\ntemprature: 0.5\nzzz: {a: [1]}\n")
     result = run("-f", name, "hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
     assert result.err.splitlines() == [
-        "xchat: c: unknown request field 'temprature', sent as given; did you mean 'temperature'?",
-        "xchat: c: unknown request field 'zzz', sent as given",
+        "xchat: c: unknown request fields, sent as given:"
+        " temprature (did you mean 'temperature'?), zzz"
     ]
     assert run("-q", "-f", name, "hi") == Result(b"Hello\n", "", 0)
     for request in api.requests:
@@ -390,7 +402,11 @@ def test_an_unknown_field_is_sent_with_a_warning(api: Api, run: Run, file: File)
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("nowhere", "No such file or directory"), (".", "Is a directory"), ("", "No such file")],
+    [
+        ("nowhere", "No such file or directory"),
+        (".", "Is a directory"),
+        ("none/", "No such file or directory"),
+    ],
 )
 def test_a_file_that_cannot_be_read(run: Run, name: str, message: str) -> None:
     result = run("--dry-run", "-f", name, "hi")
@@ -418,16 +434,16 @@ def hostile(levels: int) -> str:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (hostile(12), "line 6: aliases stand for more than 64 MiB"),
+        (hostile(12), f"line 1: {NO_ALIAS}"),
         ("[" * 100_000, "nested more than 100 levels deep"),
         ("- " * 100_000, YAML_TOO_DEEP),
         ("x" * 100_000_000, "more than 64 MiB"),
         ("[" * 60_000_000, "nested more than 100 levels deep"),
         ("seed: " + ":1" * 30_000_000, ""),
         ("seed: 1" + ":1" * 30_000_000, ""),
-        ("seed: !!int 1" + ":1" * 30_000_000, 'line 1: "1:1:1:1'),
+        ("seed: !!int 1" + ":1" * 30_000_000, f"line 1: the YAML tag !!int {NO_TAG}"),
         ("%TAG !a! tag:x\n" * 4_000_000, "line 1: %TAG is not accepted; leave it off"),
-        ("[" + '"",' * 3_000_000 + ",]", "not JSON: "),
+        ("[" + '"",' * 3_000_000 + ",]", "more than 1,000,000 values"),
         ('["' + '\\"' * 500_000, "not JSON: "),
         ("a" * 60_000_000 + ": b", "not YAML: "),
         (b"\xff" * 60_000_000, "not UTF-8 at byte 0"),
@@ -457,7 +473,7 @@ def test_a_hostile_file_ends_in_bounded_time_and_memory(
 def test_a_file_names_no_server_and_no_key(api: Api, run: Run, file: File) -> None:
     api.extra_fields = {"base_url", "api_key"}
     api.will(reply(completion()))
-    name = file("base_url: https://evil.test\napi_key: xai-1\n")
+    name = file("model: m\nbase_url: https://evil.test\napi_key: xai-1\n")
     assert run("-q", "-f", name, "hi") == Result(b"Hello\n", "", 0)
 
 
@@ -469,12 +485,11 @@ model: grok-4
 temperature: 0.2
 system: S
 history:
-- user: &u U
+- user: U
 - assistant: |
     A
     - B
 - {role: user, content: [{type: text, text: 'x: y'}]}
-- user: *u
 """,
 ]
 JUNK = [
@@ -527,9 +542,7 @@ def test_10000_mutations_are_messages_or_one_clean_line() -> None:
         data = mutate(GOOD[n % len(GOOD)])
         start = time.process_time()
         try:
-            parsed = xchat.split_conversation(
-                xchat.parse_text(xchat.decode(data))
-            )
+            parsed = xchat.split_conversation(xchat.parse_text(xchat.decode(data)))
             json.dumps(parsed, allow_nan=False, ensure_ascii=False).encode()
         except xchat.BadInput as failure:
             failures.append(failure)

@@ -1,9 +1,10 @@
-"""--json: the body of the reply, or the events of a stream, byte for byte."""
+"""--json: the body of the reply, or the events of a stream, byte for byte and at the end."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import socket
 import threading
 from typing import Any
 
@@ -29,17 +30,35 @@ def test_json_is_the_body_as_it_came(api: Api, run: Run, body: bytes) -> None:
     assert run("--json", "Hi", env={"LC_ALL": "C"}) == Result(out, "", 0)
 
 
-def test_json_of_a_stream_is_its_events_as_they_come(api: Api, run: Run) -> None:
-    gate = threading.Event()
+def test_json_of_a_stream_is_its_events_as_they_came_and_written_once(api: Api, run: Run) -> None:
+    gate, asked = threading.Event(), threading.Event()
     first = b": comment\r\n" + event(chunk(delta={"reasoning_content": "Hm"}))
     rest = stream("a", "\x80") + b"\xff after the end"
-    api.will([STREAM_HEAD + first, gate, rest])
-    process = run.start("--json", "--stream", "Hi")
-    assert process.stdout.read(len(first)) == first
-    gate.set()
-    out, err = process.communicate(timeout=20)
-    assert out.startswith(rest[: rest.index(b"[DONE]")])
-    assert (err, process.returncode) == (b"", 0)
+    api.will([STREAM_HEAD + first, lambda _connection: asked.set(), gate, rest])
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        process = run.start("--json", "-p", "stream=true", "Hi", stdout=theirs)
+        assert asked.wait(20)
+        ours.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            ours.recv(1)
+        gate.set()
+        ours.settimeout(20)
+        out = ours.recv(1 << 20)
+        assert (process.wait(20), process.stderr.read()) == (0, b"")
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ours.recv(1)
+    assert out.startswith(first + rest[: rest.index(b"[DONE]")])
+
+
+def test_json_with_stream_is_a_usage_error(api: Api, run: Run) -> None:
+    message = "--json writes the response at the end and --stream as it comes; drop one"
+    for args in (["--json", "--stream"], ["--stream", "--json", "-o", "out"]):
+        assert run(*args, "Hi") == Result(b"", f"xchat: {message}\n", 2)
+    assert (api.requests, list(run.home.iterdir())) == ([], [])
+    api.will(reply(completion()))
+    assert run("--json", "--no-stream", "Hi").status == 0
 
 
 @pytest.mark.parametrize(
@@ -49,7 +68,7 @@ def test_json_of_a_stream_is_its_events_as_they_come(api: Api, run: Run) -> None
         (reply(b'{"choices": [', content_length="99"), b'{"choices": [\n', 1),
         (reply(b"<html>\xff"), b"<html>\xff\n", 1),
         (reply({"error": "no", "code": "x"}), b'{"error": "no", "code": "x"}\n', 5),
-        (reply({"error": "no"}, "400 Bad Request"), b"", 4),
+        (reply({"error": "no"}, "400 Bad Request"), b'{"error": "no"}\n', 4),
         ([STREAM_HEAD + event(chunk("Hel"))], event(chunk("Hel")), 1),
     ],
 )
@@ -65,6 +84,6 @@ def test_json_of_a_reply_that_is_not_whole(
 
 
 def test_json_and_a_part_of_the_text_exclude_each_other(api: Api, run: Run) -> None:
-    message = "--json writes all that came and -x a part of the text; drop one"
+    message = "--json writes the whole response and -x a part of the text; drop one"
     assert run("--json", "-x", "Hi") == Result(b"", f"xchat: {message}\n", 2)
     assert api.requests == []

@@ -75,7 +75,7 @@ def test_a_param_asks_for_a_stream(api: Api, run: Run) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("temprature", "; did you mean 'temperature'?"),
+        ("temprature", " (did you mean 'temperature'?)"),
         ("max_new_thing", ""),
     ],
 )
@@ -84,7 +84,7 @@ def test_an_unknown_field_is_sent_with_a_warning(
 ) -> None:
     api.extra_fields = {name}
     api.will(reply(completion()), reply(completion()))
-    warning = f"xchat: -p: unknown request field '{name}', sent as given{message}\n"
+    warning = f"xchat: -p: unknown request field, sent as given: {name}{message}\n"
     assert run("-p", f"{name}=1", "Hi") == Result(b"Hello\n", warning, 0)
     assert api.body[name] == 1
     assert run("-q", "-p", f"{name}=1", "Hi") == Result(b"Hello\n", "", 0)
@@ -108,11 +108,11 @@ DEEP = "[" * 60_000
         ),
         (
             ["-p", "messages=[]"],
-            "-p messages: not a field for an option; messages come from -s, -f and the prompt",
+            "-p messages: not a field; messages come from -s, -f and the prompt",
         ),
         (
             ["-p", "system=x"],
-            "-p system: not a field for an option; messages come from -s, -f and the prompt",
+            "-p system: not a field; messages come from -s, -f and the prompt",
         ),
         (["-p", "mesages=[]"], "-p mesages: unknown key 'mesages'; did you mean 'messages'?"),
         (

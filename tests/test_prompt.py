@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import os
 import pty
 import socket
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import File, Result, Run
+from conftest import File, Result, Run, body_of
 from server import Api, completion, reply
 
 MIB = 1 << 20
@@ -27,9 +28,12 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-def prompt_of(result: Result) -> str:
+EMPTY = "xchat: standard input was empty: the words are sent alone (2>&1 pipes errors too)\n"
+
+
+def prompt_of(result: Result, *, warning: str = "") -> str:
     """The last message of a dry run that went well."""
-    assert (result.err, result.status) == ("", 0)
+    assert (result.err, result.status) == (warning, 0)
     body = json.loads(result.out)
     assert body["messages"][-1]["role"] == "user"
     return str(body["messages"][-1]["content"])
@@ -61,7 +65,9 @@ def prompt_of(result: Result) -> str:
 def test_prompt_from_arguments_and_a_pipe(
     run: Run, args: list[str], stdin: bytes, prompt: str
 ) -> None:
-    assert prompt_of(run("--dry-run", *args, stdin=stdin)) == prompt
+    is_alone = bool(args) and not stdin.strip()  # the words
+    result = run("--dry-run", *args, stdin=stdin)
+    assert prompt_of(result, warning=EMPTY if is_alone else "") == prompt
 
 
 def test_a_regular_file_is_read_like_a_pipe(run: Run, tmp_path: Path) -> None:
@@ -164,7 +170,7 @@ def test_a_terminal_is_not_read_when_a_user_message_is_last(
 def test_a_silent_pipe_gets_one_hint(run: Run) -> None:
     process = run.start("--dry-run", "words", stdin=subprocess.PIPE)
     hint = process.stderr.readline()
-    assert hint == b"xchat: waiting for standard input; -n does without it\n"
+    assert hint == b"xchat: still waiting for standard input; -n does not read it\n"
     out, rest = process.communicate(b"late", timeout=20)
     assert (rest, process.returncode) == (b"", 0)
     assert b'"content":"words\\n\\nlate"' in out
@@ -172,7 +178,7 @@ def test_a_silent_pipe_gets_one_hint(run: Run) -> None:
 
 def test_a_silent_pipe_for_a_file_gets_a_hint_too(run: Run) -> None:
     process = run.start("--dry-run", "words", "-f", "-", stdin=subprocess.PIPE)
-    assert process.stderr.readline() == b"xchat: waiting for standard input, as '-' says\n"
+    assert process.stderr.readline() == b"xchat: still waiting for standard input\n"
     _out, rest = process.communicate(b"- user: Hi", timeout=20)
     assert (rest, process.returncode) == (b"", 0)
 
@@ -259,12 +265,66 @@ def test_standard_input_is_read_only_once(
     assert api.requests == []
 
 
-def test_words_are_text_in_the_locale(run: Run) -> None:
-    result = run("--dry-run", b"caf\xe9")
-    assert result.status == 2
-    assert "not text in the encoding of this locale" in result.err
-    assert run("--dry-run", "-s", b"caf\xe9", "x").status == 2
-    assert run("--dry-run", "-m", b"caf\xe9", "x").status == 2
+LOCALES = ["C", "C.UTF-8", "POSIX", "en_US.ISO-8859-1"]
+
+
+def set_locale(run: Run, name: str) -> None:
+    """Have the run decode its arguments as the locale says, not by a mode of Python's."""
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, name)
+    except locale.Error:
+        pytest.skip(f"there is no locale {name}")
+    locale.setlocale(locale.LC_CTYPE, before)
+    run.env |= {"LC_ALL": name, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("name", LOCALES)
+def test_arguments_are_utf_8_whatever_the_locale(run: Run, name: str) -> None:
+    set_locale(run, name)
+    text = "Grüße 世界 🌍\u2028"
+    args = ["-s", f"S {text}", "-m", f"m-{text}", "-p", f"user={text}", "-p", f'stop=["{text}"]']
+    body = body_of(run("--dry-run", *args, text, "-", f"x{text}", stdin=text.encode()))
+    assert body == {
+        "model": f"m-{text}",
+        "messages": [
+            {"role": "system", "content": f"S {text}"},
+            {"role": "user", "content": f"{text}\n\n{text}\n\nx{text}"},
+        ],
+        "user": text,
+        "stop": [text],
+    }
+
+
+@pytest.mark.parametrize("name", LOCALES)
+@pytest.mark.parametrize(
+    ("args", "place"),
+    [
+        ([b"caf\xe9"], "PROMPT: not UTF-8 at byte 3"),
+        ([b"one", "two", b"\xff"], "PROMPT: not UTF-8 at byte 0"),
+        ([b"\xed\xa0\xbd"], "PROMPT: not UTF-8 at byte 0"),
+        (["-s", b"caf\xe9", "x"], "-s: not UTF-8 at byte 3"),
+        (["-m", b"caf\xe9", "x"], "-m: not UTF-8 at byte 3"),
+        (["-p", b"user=caf\xe9", "x"], "-p: not UTF-8 at byte 8"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_one_line_and_never_sent(
+    api: Api, run: Run, name: str, args: list[str | bytes], place: str
+) -> None:
+    set_locale(run, name)
+    for more in ([], ["--dry-run"]):
+        assert run(*more, *args) == Result(b"", f"xchat: {place}\n", 2)
+    assert api.requests == []
+
+
+@pytest.mark.parametrize("name", LOCALES)
+def test_the_names_of_files_are_bytes(run: Run, name: str) -> None:
+    set_locale(run, name)
+    for path in ("é".encode(), b"caf\xe9"):
+        with open(os.fsencode(run.home) + b"/" + path, "wb") as file:
+            file.write(b"- assistant: A")
+        body = body_of(run("--dry-run", "-f", path, "Hi"))
+        assert body["messages"][0] == {"role": "assistant", "content": "A"}
 
 
 def test_the_slow_imports_are_done_before_standard_input_ends(api: Api, run: Run) -> None:

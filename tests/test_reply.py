@@ -88,6 +88,57 @@ def test_the_first_of_several_choices(api: Api, run: Run) -> None:
     assert run("Hi") == Result(b"one\n", "", 0)
 
 
+@pytest.mark.parametrize("args", [[], ["--stream"], ["-x"], ["-o", "/dev/stdout"]])
+def test_the_choice_with_index_0_wherever_it_stands(api: Api, run: Run, args: list[str]) -> None:
+    body = completion("one")
+    others = [completion("two", index=1), completion("three", index=2, finish_reason="length")]
+    body["choices"] = [choice for other in others for choice in other["choices"]] + body["choices"]
+    api.will(reply(body))
+    assert run(*args, "Hi") == Result(b"one\n", "", 0)
+
+
+def test_a_single_choice_may_leave_its_index_out(api: Api, run: Run) -> None:
+    body = completion("one")
+    del body["choices"][0]["index"]
+    api.will(reply(body), reply(completion("one", index=None)))
+    assert run("Hi") == Result(b"one\n", "", 0)
+    assert run("Hi") == Result(b"one\n", "", 0)
+
+
+def test_the_content_may_be_a_list_of_parts_of_which_the_text_counts(api: Api, run: Run) -> None:
+    image = {"type": "image_url", "image_url": {"url": "https://x.test", "text": "no"}}
+    parts: list[Any] = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]},
+        {"type": "text", "text": "Grüße "},
+        image,
+        *(None, 1, "x", [], {}, {"type": "text"}, {"type": "text", "text": None}),
+        {"type": "text", "text": "🌍\n"},
+    ]
+    api.will(reply(completion(message={"content": parts})))
+    assert run("Hi") == Result("Grüße 🌍\n".encode(), "", 0)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "reasoning", "text": "Hm"},
+        {"type": "thinking", "text": "Hm", "thinking": "Hm"},
+        {"type": "text", "text": [{"type": "text", "text": "no"}]},
+    ],
+)
+def test_a_part_that_is_no_text_part_is_no_text(api: Api, run: Run, part: Any) -> None:
+    text = {"type": "text", "text": "Hello"}
+    api.will(reply(completion(message={"content": [part, text]})))
+    assert run("Hi") == Result(b"Hello\n", "", 0)
+
+
+@pytest.mark.parametrize("content", [[], [{"type": "image_url"}], [{"type": "text", "text": ""}]])
+def test_a_list_of_parts_without_text_is_empty(api: Api, run: Run, content: list[Any]) -> None:
+    api.will(reply(completion(message={"content": content})))
+    message = f"xchat: {api.host}: the reply is empty: finish reason 'stop' (request id req-7)\n"
+    assert run("Hi") == Result(b"", message, 1)
+
+
 NOT_WHOLE = [
     # what the server says; what is written; why the status is 1
     (
@@ -128,7 +179,11 @@ NOT_WHOLE = [
     (b'{"choices": [{}]}', b"", 'not a completion: {"choices": [{}]}'),
     (b'{"choices": [4]}', b"", 'not a completion: {"choices": [4]}'),
     (changed("choices.0.message", None), b"", None),
-    (changed("choices.0.message", {"content": {"a": 1}}), b"", None),
+    (
+        changed("choices.0.message", {"content": {"a": 1}}),
+        b"",
+        "the reply is empty: finish reason 'stop'",
+    ),
     (changed("choices", {"0": 1}), b"", None),
     (b"[" * 100_000, b"", None),
     (b'{"choices": [' + b"9" * 5000, b"", None),

@@ -111,9 +111,9 @@ def test_a_dry_run_needs_no_key_and_sends_nothing(api: Api, run: Run) -> None:
     [
         (["--modell", "x"], "no such option: --modell; did you mean '--model'?\n"),
         (["--fil", "x"], "no such option: --fil; did you mean '--file'?\n"),
-        (["-t", "nan"], "'nan' is not a valid number; try 'xchat --help'\n"),
-        (["--timeout", "inf"], "'inf' is not a valid number; try 'xchat --help'\n"),
-        (["--zzz"], "no such option: --zzz; a prompt that begins with - goes after --\n"),
+        (["-t", "nan"], "-t: expected a number from 0 to 2, not 'nan'\n"),
+        (["--timeout", "inf"], "--timeout: expected a number of seconds above 0, not 'inf'\n"),
+        (["--zzz"], "no such option: --zzz; see xchat --help\n"),
         (["-5", "+", "3"], "no such option: -5; a prompt that begins with - goes after --\n"),
     ],
 )
@@ -128,34 +128,60 @@ def test_a_wrong_option_is_one_line_and_nothing_is_sent(
     assert api.requests == []
 
 
+ZERO_TO_TWO = "expected a number from 0 to 2"
+SECONDS = "expected a number of seconds above 0"
+COUNT = "expected a whole number above 0"
+COUNT_OR_0 = "expected a whole number, 0 or more"
+
+
 @pytest.mark.parametrize(
-    ("args", "place"),
+    ("args", "message"),
     [
-        (["-t", "warm"], "-t / --temperature"),
-        (["-t", "2.5"], "-t / --temperature"),
-        (["--max-tokens", "0"], "--max-tokens"),
-        (["--max-tokens", "1.5"], "--max-tokens"),
-        (["--timeout", "0"], "--timeout / XCHAT_TIMEOUT"),
-        (["-s"], "-s"),
+        (["-t", "warm"], f"-t: {ZERO_TO_TWO}, not 'warm'"),
+        (["-t", "2.5"], f"-t: {ZERO_TO_TWO}, not '2.5'"),
+        (["--temperature", "-0.1"], f"-t: {ZERO_TO_TWO}, not '-0.1'"),
+        (["-t", ""], f"-t: {ZERO_TO_TWO}, not ''"),
+        (["--max-tokens", "0"], f"--max-tokens: {COUNT}, not '0'"),
+        (["--max-tokens", "1.5"], f"--max-tokens: {COUNT}, not '1.5'"),
+        (["--max-tokens", "9" * 400], f"--max-tokens: {COUNT}, not '{'9' * 400}'"),
+        (["--timeout", "0"], f"--timeout: {SECONDS}, not '0'"),
+        (["--timeout", "1e999"], f"--timeout: {SECONDS}, not '1e999'"),
+        (["--retries", "-1"], f"--retries: {COUNT_OR_0}, not '-1'"),
+        (["--retries", "inf"], f"--retries: {COUNT_OR_0}, not 'inf'"),
     ],
+    ids=lambda value: str(value)[:40],
 )
 def test_a_wrong_value_is_one_line_that_names_the_option_and_nothing_is_sent(
-    api: Api, run: Run, args: list[str], place: str
+    api: Api, run: Run, args: list[str], message: str
 ) -> None:
-    result = run("Hi", *args)
+    assert run("Hi", *args) == Result(b"", f"xchat: {message}\n", 2)
+    assert api.requests == []
+
+
+def test_a_missing_value_is_one_line_that_names_the_option(api: Api, run: Run) -> None:
+    result = run("Hi", "-s")
     assert (result.out, result.status) == (b"", 2)
     assert result.err.startswith("xchat: ")
-    assert place in result.err  # among click's words
-    assert result.err.endswith("; try 'xchat --help'\n")
+    assert "-s" in result.err  # among click's words
+    assert result.err.endswith("; see xchat --help\n")
     assert result.err.count("\n") == 1
     assert api.requests == []
 
 
-def test_a_wrong_timeout_in_the_environment_names_the_variable(run: Run) -> None:
-    result = run("--dry-run", "Hi", env={"XCHAT_TIMEOUT": "soon"})
-    assert (result.out, result.status) == (b"", 2)
-    assert "XCHAT_TIMEOUT" in result.err
-    assert run("--dry-run", "Hi", env={"XCHAT_TIMEOUT": ""}).status == 0
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("XCHAT_TIMEOUT", "soon", SECONDS),
+        ("XCHAT_TIMEOUT", "-1", SECONDS),
+        ("XCHAT_RETRIES", "two", COUNT_OR_0),
+    ],
+)
+def test_a_wrong_value_in_the_environment_names_the_variable(
+    run: Run, name: str, value: str, message: str
+) -> None:
+    result = run("--dry-run", "Hi", env={name: value})
+    assert result == Result(b"", f"xchat: {name}: {message}, not '{value}'\n", 2)
+    assert run("--dry-run", "Hi", env={name: ""}).status == 0
 
 
 def test_max_tokens_replaces_its_old_name_in_a_file(run: Run, file: File) -> None:

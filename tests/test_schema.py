@@ -23,21 +23,14 @@ def test_a_schema_becomes_the_response_format(api: Api, run: Run, file: File, co
 
 
 @pytest.mark.parametrize("args", [[], ["--stream"], ["-x"], ["--json"], ["-o", "out"]])
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("Ada", "the reply is not JSON: "),
-        ('{"name": NaN}', "the reply is not JSON: NaN is not JSON\n"),
-    ],
-)
+@pytest.mark.parametrize("text", ["Ada", '{"name": NaN}', '{"a": 1} {"b": 2}', "[" * 100_000])
 def test_with_a_schema_the_reply_must_be_json(
-    api: Api, run: Run, file: File, args: list[str], text: str, message: str
+    api: Api, run: Run, file: File, args: list[str], text: str
 ) -> None:
     is_stream = "--stream" in args
     api.will([STREAM_HEAD + stream(text)] if is_stream else reply(completion(text)))
     result = run("--schema", file("{}"), *args, "Who?")
-    assert (result.err.count("\n"), result.status) == (1, 1)
-    assert result.err.startswith(f"xchat: {message}")  # json's words may follow
+    assert (result.err, result.status) == ("xchat: the reply is not JSON\n", 1)
     out = json.dumps(completion(text)) if args == ["--json"] else "" if "-o" in args else text
     assert result.out.decode() == (out and out + "\n")
     assert not (run.home / "out").exists()

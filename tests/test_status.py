@@ -71,7 +71,7 @@ ERRORS = [
         "422 Unprocessable Entity",
         {"detail": [{"loc": ["body"], "msg": "field required"}]},
         4,
-        "422 Unprocessable Entity: field required",
+        "422 Unprocessable Entity: body: field required",
     ),
     (
         "429 Too Many Requests",
@@ -98,7 +98,8 @@ ERRORS = [
         5,
         '503 Service Unavailable: {"error": {"code": 1}}',
     ),
-    ("521 ", b"<!DOCTYPE html><title>x</title>", 5, "521: a page of HTML"),
+    ("521 ", b"<!DOCTYPE html><title>x</title>", 5, "521: x"),
+    ("521 ", b"<!DOCTYPE html><p>x", 5, "521: a page of HTML"),
     ("529 Overloaded", b"[[[[[[[[[[", 5, "529 Overloaded: [[[[[[[[[["),
     ("530 X", b"[" * 90000, 5, "530 X: [[["),
     (
@@ -161,8 +162,8 @@ def test_an_error_is_told_in_the_words_of_the_api(
 
 
 def test_an_error_without_a_request_id(api: Api, run: Run) -> None:
-    api.will([b"HTTP/1.1 500 Oops\r\n\r\nbroken"])
-    assert run("Hi") == Result(b"", f"xchat: {api.host}: 500 Oops: broken\n", 5)
+    api.will([b"HTTP/1.1 502 Oops\r\n\r\nbroken"])
+    assert run("Hi") == Result(b"", f"xchat: {api.host}: 502 Oops: broken\n", 5)
 
 
 @pytest.mark.parametrize("location", ["https://evil.test/", "/v1/other", "http://[", ""])
@@ -170,7 +171,8 @@ def test_an_error_without_a_request_id(api: Api, run: Run) -> None:
 def test_a_redirect_is_not_followed(api: Api, run: Run, status: int, location: str) -> None:
     head = f"HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 999\r\n\r\n"
     api.will([head.encode()])
-    message = f"xchat: {api.host}: {status} Moved: redirects are not followed\n"
+    where = f"; this one leads to {location}" if location else ""
+    message = f"xchat: {api.host}: {status} Moved: redirects are not followed{where}\n"
     assert run("Hi") == Result(b"", message, 4)
 
 
@@ -183,8 +185,8 @@ def test_the_body_of_a_redirect_or_an_error_is_not_read_to_its_end(api: Api, run
 
 
 def test_an_error_is_told_even_if_its_body_is_cut_short(api: Api, run: Run) -> None:
-    api.will([b"HTTP/1.1 500 Oops\r\nContent-Length: 99\r\n\r\nbroken"])
-    assert run("Hi") == Result(b"", f"xchat: {api.host}: 500 Oops: broken\n", 5)
+    api.will([b"HTTP/1.1 502 Oops\r\nContent-Length: 99\r\n\r\nbroken"])
+    assert run("Hi") == Result(b"", f"xchat: {api.host}: 502 Oops: broken\n", 5)
 
 
 def test_nobody_listens(run: Run) -> None:
@@ -241,7 +243,8 @@ def test_the_deadline_is_for_the_whole_answer(api: Api, run: Run, steps: list[An
     start = time.monotonic()
     result = run("--timeout", "2", "Hi")
     assert 2 < time.monotonic() - start < 8
-    message = f"xchat: {api.host}: no answer within 2 s; --timeout gives it more\n"
+    what = "not the whole answer" if steps[0] == HEAD and steps[1] == b" " else "no answer"
+    message = f"xchat: {api.host}: {what} within 2 s; --timeout gives it more\n"
     assert result == Result(b"", message, 3)
 
 
@@ -288,7 +291,7 @@ def test_a_signal_ends_it_without_a_word(
         assert asked.wait(20)
     else:
         process = run.start(stdin=subprocess.PIPE)
-        assert process.stderr.readline().startswith(b"xchat: waiting for")
+        assert process.stderr.readline().startswith(b"xchat: still waiting for")
     process.send_signal(number)
     assert (process.wait(20), process.stdout.read(), process.stderr.read()) == (-number, b"", b"")
     if process.stdin:
@@ -330,3 +333,44 @@ def test_a_long_message_is_cut(api: Api, run: Run) -> None:
     assert result.status == 4
     assert len(result.err) < 1000
     assert result.err.endswith("xxx (request id req-7)\n")
+
+
+@pytest.mark.parametrize(
+    ("answer", "args", "out", "message", "status"),
+    [
+        (
+            reply(completion("Hel", finish_reason="length")),
+            [],
+            b"Hel\n",
+            "HOST: the reply is cut",
+            1,
+        ),
+        (None, ["-f", "nowhere"], b"", "nowhere: No such file or directory\n", 2),
+        (None, ["-t", "warm"], b"", "-t: expected a number from 0 to 2, not 'warm'\n", 2),
+        (None, ["--zzz"], b"", "no such option: --zzz", 2),
+        ([HANG], ["--timeout", "1"], b"", "HOST: no answer within 1 s", 3),
+        (reply({"error": "no"}, "400 Bad"), [], b"", "HOST: 400 Bad: no", 4),
+        (reply({"error": "no"}, "500 Bad"), [], b"", "HOST: 500 Bad: no", 5),
+    ],
+)
+@pytest.mark.parametrize("option", ["-q", "--quiet"])
+def test_quiet_silences_warnings_but_no_error(
+    api: Api,
+    run: Run,
+    option: str,
+    answer: Any,
+    args: list[str],
+    out: bytes,
+    message: str,
+    status: int,
+) -> None:
+    api.extra_fields = {"zzz"}
+    if answer:
+        api.will(answer)
+    result = run(option, "-p", "zzz=1", *args, "Hi")  # an unknown field is a warning
+    assert (result.out, result.status) == (out, status)
+    assert result.err.startswith(f"xchat: {message.replace('HOST', api.host)}")
+    assert result.err.count("\n") == 1
+    api.will(reply(completion()), reply(completion()))
+    assert run("-p", "zzz=1", "Hi").err.startswith("xchat: -p: unknown request field")
+    assert run("-p", "zzz=1", "Hi", option) == Result(b"Hello\n", "", 0)

@@ -16,6 +16,7 @@ import termios
 import threading
 import time
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,161 @@ ORDINARY: list[Any] = [
 ]
 
 
+HALVES = "\ud83c", "\udf0d"  # of 🌍
+LONE = "\ufffd"
+
+SPLIT = [
+    # the pieces of text; what they are together
+    (HALVES, "🌍"),
+    (["a" + HALVES[0], HALVES[1] + "b"], "a🌍b"),
+    ([HALVES[0], "", HALVES[1]], "🌍"),
+    ([*HALVES, *HALVES], "🌍🌍"),
+    (["🌍" + HALVES[0], HALVES[1] + "🌍"], "🌍🌍🌍"),
+    ([HALVES[0]], LONE),
+    ([HALVES[0], "a"], LONE + "a"),
+    (["a" + HALVES[0], "", ""], "a" + LONE),
+    ([HALVES[1]], LONE),
+    (["a", HALVES[1] + "b"], f"a{LONE}b"),
+    ([HALVES[0], HALVES[0], HALVES[1]], f"{LONE}🌍"),
+    ([HALVES[1], HALVES[0]], LONE + LONE),
+]
+
+
+def escaped(*texts: str) -> list[bytes]:
+    """The events of a stream as a server in JavaScript sends them: halves as \\u escapes."""
+    chunks = [*map(chunk, texts), STOP]
+    return [b"data: " + json.dumps(data).encode() + b"\n\n" for data in chunks]
+
+
+@pytest.mark.parametrize(("texts", "whole"), SPLIT, ids=ascii)
+@pytest.mark.parametrize("args", [[], ["--stream"], ["-o", "out"], ["-af", "c.json"], ["-x"]])
+def test_a_surrogate_pair_that_is_split_over_two_events_is_one_character(
+    api: Api, run: Run, args: list[str], texts: Sequence[str], whole: str
+) -> None:
+    first, *rest = escaped(*texts)
+    api.will([STREAM_HEAD, first, 0.05, *rest, event(b"[DONE]")])
+    result = run("-p", "stream=true", *args, "Hi") if "--stream" not in args else run(*args, "Hi")
+    out = b"" if "-o" in args else f"{whole}\n".encode()
+    assert result == Result(out, "", 0)
+    if "-o" in args:
+        assert (run.home / "out").read_text() == f"{whole}\n"
+    if "-af" in args:
+        assert json.loads((run.home / "c.json").read_text())[-1]["content"] == whole
+
+
+@pytest.mark.parametrize(("texts", "whole"), SPLIT, ids=ascii)
+def test_a_surrogate_pair_that_is_split_is_one_character_on_a_terminal(
+    api: Api, run: Run, screen: Screen, texts: Sequence[str], whole: str
+) -> None:
+    first, *rest = escaped(*texts)
+    api.will([STREAM_HEAD, first, 0.05, *rest, event(b"[DONE]")])
+    assert run("-q", "Hi", stdout=screen.theirs).status == 0
+    assert screen.close() == f"{whole}\r\n".encode()
+
+
+def test_the_text_before_half_of_a_pair_is_written_when_it_arrives(api: Api, run: Run) -> None:
+    written = threading.Event()
+    first, *rest = escaped("one " + HALVES[0], HALVES[1] + "two")
+    api.will([STREAM_HEAD, first, written, *rest])
+    process = run.start("--stream", "Hi")
+    assert os.read(process.stdout.fileno(), 100) == b"one "
+    written.set()
+    assert process.communicate(timeout=20) == ("🌍two\n".encode(), b"")
+
+
+def test_half_of_a_pair_at_the_end_of_a_reply_that_is_cut_short(api: Api, run: Run) -> None:
+    api.will([STREAM_HEAD, *escaped("Hel" + HALVES[0])[:1]])
+    result = run("--stream", "Hi")
+    assert (result.out, result.status) == (f"Hel{LONE}\n".encode(), 1)
+    assert result.err.startswith(f"xchat: {api.host}: {CUT}")
+
+
+def test_the_choices_of_a_stream_may_come_in_any_order(api: Api, run: Run) -> None:
+    def choices(*pairs: tuple[int, str]) -> dict[str, Any]:
+        several = [{"index": index, "delta": {"content": text}} for index, text in pairs]
+        return {**chunk(), "choices": several}
+
+    events = [
+        chunk("no ", index=1),
+        choices((1, "no "), (0, "one ")),
+        choices((2, "no "), (1, "no "), (0, "two ")),
+        chunk(finish_reason="length", index=1),
+        choices((0, "three"), (1, "no")),
+        STOP,
+    ]
+    api.will([STREAM_HEAD, *map(event, events), event(b"[DONE]")])
+    assert run("--stream", "Hi") == Result(b"one two three\n", "", 0)
+
+
+def test_the_text_of_a_chunk_may_be_a_list_of_parts(api: Api, run: Run) -> None:
+    contents: list[Any] = [
+        [{"type": "text", "text": "one "}, {"type": "text", "text": "two "}],
+        "three ",
+        [{"type": "text", "text": HALVES[0]}],
+        [{"type": "text", "text": HALVES[1]}],
+        [],
+        [{"type": "image_url", "image_url": {"url": "data:,"}}, {"type": "text", "text": None}],
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}],
+        [{"type": "reasoning", "text": "Hm"}],
+        [None, 1, "x", [], {}],
+    ]
+    chunks = [chunk(delta={"content": content}) for content in contents]
+    events = [b"data: " + json.dumps(data).encode() + b"\n\n" for data in chunks]
+    api.will([STREAM_HEAD, *events, event(STOP)])
+    assert run("--stream", "Hi") == Result("one two three 🌍\n".encode(), "", 0)
+
+
+WHOLE_EVENT = event(chunk("lo", finish_reason="stop"))
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize("option", ["--stream", "--no-stream"])
+@pytest.mark.parametrize("first", [b"", event(chunk("Hel"))], ids=["the first", "the second"])
+@pytest.mark.parametrize("send", [lambda blocks: [STREAM_HEAD, *blocks], chunked])
+def test_the_end_of_a_stream_ends_its_last_event(
+    api: Api, run: Run, send: Any, first: bytes, option: str, end: bytes
+) -> None:
+    api.will(send([block for block in (first, WHOLE_EVENT.strip() + end) if block]))
+    assert run(option, "Hi") == Result(b"Hello\n" if first else b"lo\n", "", 0)
+
+
+def test_the_end_of_a_stream_ends_an_event_of_several_lines(api: Api, run: Run) -> None:
+    last = WHOLE_EVENT.strip().replace(b'"choices": ', b'\ndata: "choices": ')
+    api.will([STREAM_HEAD, event(chunk("Hel")), b"event: x\n" + last])
+    assert run("--stream", "Hi") == Result(b"Hello\n", "", 0)
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        WHOLE_EVENT[:-10],
+        WHOLE_EVENT[:20],
+        b"data: {",
+        b"data:",
+        b"id: 1\ndata",
+        b"event: x\nid: 1\ndata: {",
+        b"event: x\n",
+        b": comment\ndata: {",
+    ],
+)
+@pytest.mark.parametrize("option", ["--stream", "--no-stream"])
+@pytest.mark.parametrize("first", [b"", event(chunk("Hel"))], ids=["the first", "the second"])
+@pytest.mark.parametrize("way", ["closed", "chunked", "chunked and broken", "reset"])
+def test_half_an_event_of_a_dying_stream_is_cut_short(
+    api: Api, run: Run, way: str, first: bytes, option: str, half: bytes
+) -> None:
+    blocks = [block for block in (first, half) if block]
+    steps: list[Any] = chunked(blocks) if "chunked" in way else [STREAM_HEAD, *blocks]
+    if way == "chunked and broken":
+        steps = [*steps[:-1], b"99\r\ndata: {"]
+    api.will([*steps, 0.1, RESET] if way == "reset" else steps)
+    result = run(option, "Hi")
+    assert (result.out, result.status) == (b"Hel\n" if first else b"", 1)
+    assert result.err.startswith(f"xchat: {api.host}: {CUT}")
+    assert "not a completion" not in result.err
+    assert result.err.count("\n") == 1
+
+
 def test_chunks_without_text_are_ordinary(api: Api, run: Run) -> None:
     events = [part for odd in ORDINARY for part in (odd, chunk("x"))]
     body = b"".join(map(event, [*events, STOP, *ORDINARY, b"[DONE]"]))
@@ -125,16 +281,21 @@ def test_chunks_without_text_are_ordinary(api: Api, run: Run) -> None:
 
 CUT = "the reply is cut short: "
 
+REST = f"{CUT}the rest is not a completion: "
+
 NOT_WHOLE = [
     # what comes; what is written; the status; why
     ([event(chunk("Hel"))], b"Hel\n", 1, f"{CUT}the stream ended without a finish reason"),
     ([event(chunk("Hel")), RESET], b"Hel\n", 1, CUT),
     ([event(chunk("Hel")), b'data: {"choices": [{"de'], b"Hel\n", 1, f"{CUT}the stream"),
     ([event(chunk("Hel\n"))], b"Hel\n", 1, CUT),
-    ([event(chunk("Hel")), event(b"[DONE")], b"Hel\n", 1, "not a completion: [DONE"),
-    ([event(chunk("Hel")), event(b"nonsense"), BODY], b"Hel\n", 1, "not a completion: nonsense"),
-    ([event(chunk("Hel")), event(b"[1]")], b"Hel\n", 1, "not a completion: [1]"),
-    ([], b"", 1, CUT),
+    ([event(chunk("Hel")) + event(b"nonsense")], b"Hel\n", 1, f"{REST}nonsense"),
+    ([event(chunk("Hel")), 0.3, event(b"nonsense")], b"Hel\n", 1, f"{REST}nonsense"),
+    ([event(b"nonsense")], b"", 1, "not a completion: nonsense"),
+    ([event(chunk("Hel")), event(b"[DONE")], b"Hel\n", 1, f"{REST}[DONE"),
+    ([event(chunk("Hel")), event(b"nonsense"), BODY], b"Hel\n", 1, f"{REST}nonsense"),
+    ([event(chunk("Hel")), event(b"[1]")], b"Hel\n", 1, f"{REST}[1]"),
+    ([], b"", 1, "not a completion: an empty body"),
     ([b": nothing\n\n"], b"", 1, f"{CUT}the stream ended without a finish reason"),
     ([event(b"[DONE]")], b"", 1, "the reply is empty"),
     ([event(STOP), event(b"[DONE]")], b"", 1, "the reply is empty: finish reason 'stop'"),
@@ -206,10 +367,8 @@ def test_the_deadline_holds_for_a_stream_that_drips_comments(api: Api, run: Run)
     start = time.monotonic()
     result = run("--stream", "--timeout", "2", "Hi")
     assert time.monotonic() - start < 8
-    message = (
-        f"xchat: {api.host}: no answer within 2 s; --timeout gives it more (request id req-7)\n"
-    )
-    assert result == Result(b"Hel\n", message, 3)
+    message = "not the whole answer within 2 s; --timeout gives it more (request id req-7)"
+    assert result == Result(b"Hel\n", f"xchat: {api.host}: {message}\n", 3)
 
 
 def test_each_event_is_written_when_it_arrives(api: Api, run: Run) -> None:
@@ -537,7 +696,7 @@ def read_all(blocks: list[bytes]) -> tuple[str, xchat.Failure | None]:
     wait = xchat.Wait(9, activity="")
     text = ""
     try:
-        for piece in xchat.read_texts(iter(blocks), xchat.Reply(), wait):
+        for piece in xchat.read_reply(blocks, xchat.Reply(), wait):
             text += piece
     except xchat.Failure as failure:
         return text, failure

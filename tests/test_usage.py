@@ -17,6 +17,7 @@ FACTS = {
     "reasoning_tokens": 146,
     "total_tokens": 345,
     "cost_usd": 0.00041215,
+    "cost_usd_ticks": 4121500,
     "request_id": "req-7",
 }
 
@@ -39,6 +40,7 @@ def test_usage_is_one_line_of_json_on_standard_error(api: Api, run: Run) -> None
         "reasoning_tokens",
         "total_tokens",
         "cost_usd",
+        "cost_usd_ticks",
         "seconds",
         "request_id",
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.util
 import os
 import socket
 import ssl
@@ -18,6 +19,9 @@ from conftest import File, Result, Run
 from server import Api, completion, reply
 
 KEY = "xai-abcDEF0123456789"
+NOT_ASCII = "holds a space, a control character or a letter outside ASCII"
+# Python's own check of brackets came with 3.11.4
+NO_ADDRESS = ("has no valid address in the brackets", "not a URL")
 NO_KEY = (
     "xchat: no API key: set XAI_API_KEY, or XAI_API_KEY_FILE to a file that holds it"
     " (keys: https://console.x.ai)\n"
@@ -166,9 +170,9 @@ def test_netrc_does_not_replace_the_key(api: Api, run: Run, key: str, tmp_path: 
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("api.x.ai/v1", "must begin with https://, or http:// for loopback, as in"),
-        ("ftp://api.x.ai/v1", "must begin with https://, or http:// for loopback, as in"),
-        ("//api.x.ai/v1", "must begin with https://, or http:// for loopback, as in"),
+        ("api.x.ai/v1", "must begin with https:// or http://"),
+        ("ftp://api.x.ai/v1", "must begin with https:// or http://"),
+        ("//api.x.ai/v1", "must begin with https:// or http://"),
         ("https://user:secret@api.x.ai/v1", "holds a user or password; the key belongs in XAI_API"),
         ("https://secret@api.x.ai/v1", "holds a user or password; the key belongs in XAI_API_KEY"),
         ("https://127.0.0.1\\@evil.test", "holds a user or password; the key belongs in XAI_API"),
@@ -180,29 +184,46 @@ def test_netrc_does_not_replace_the_key(api: Api, run: Run, key: str, tmp_path: 
         ("https://a%2eb/v1", "has no valid host name"),
         ("https://a,b/v1", "has no valid host name"),
         ("https://" + "a" * 64 + ".test", "has no valid host name"),
-        ("https://[::1/v1", "not a URL: "),
-        ("https://[127.0.0.1]/v1", ""),
-        ("https://[hello]/v1", ""),
-        ("https://api.x.ai:port/v1", "not a URL: "),
-        ("https://api.x.ai:99999/v1", "not a URL: "),
-        ("https://api.x.ai /v1", "holds a space, a control character or a letter outside ASCII"),
-        ("https://api.x.ai/\x01", "holds a space, a control character or a letter outside ASCII"),
-        ("https://äpi.x.ai/v1", "holds a space, a control character or a letter outside ASCII"),
+        ("https://[::1/v1", "not a URL"),
+        ("https://[127.0.0.1]/v1", NO_ADDRESS),
+        ("https://[hello]/v1", NO_ADDRESS),
+        ("https://api.x.ai:port/v1", "not a URL"),
+        ("https://api.x.ai:99999/v1", "not a URL"),
+        ("https://api.x.ai /v1", NOT_ASCII),
+        ("https://api.x.ai/\x01", NOT_ASCII),
+        ("https://äpi.x.ai/v1", NOT_ASCII),
         ("https://api.x.ai/v1?key=1", "must end with the path; leave off what follows '?' or '#'"),
         ("https://api.x.ai/v1#a", "must end with the path; leave off what follows '?' or '#'"),
         ("https://api.x.ai/v1/chat/completions", "leave off /chat/completions; xchat adds it"),
         ("https://api.x.ai/v1/chat/completions/", "leave off /chat/completions; xchat adds it"),
-        ("http://api.x.ai/v1", "plain http is for loopback only; use https"),
-        ("http://192.168.1.1:8080/v1", "plain http is for loopback only; use https"),
-        ("http://localhost.evil.test/v1", "plain http is for loopback only; use https"),
-        ("http://127.0.0.1.evil.test/v1", "plain http is for loopback only; use https"),
-        ("http://0.0.0.0/v1", "plain http is for loopback only; use https"),
+        (
+            "http://api.x.ai/v1",
+            "plain http would show the key to the network: use https, or unset XAI_API_KEY",
+        ),
+        (
+            "http://192.168.1.1:8080/v1",
+            "plain http would show the key to the network: use https, or unset XAI_API_KEY",
+        ),
+        (
+            "http://localhost.evil.test/v1",
+            "plain http would show the key to the network: use https, or unset XAI_API_KEY",
+        ),
+        (
+            "http://127.0.0.1.evil.test/v1",
+            "plain http would show the key to the network: use https, or unset XAI_API_KEY",
+        ),
+        (
+            "http://0.0.0.0/v1",
+            "plain http would show the key to the network: use https, or unset XAI_API_KEY",
+        ),
     ],
 )
-def test_a_malformed_base_url(run: Run, url: str, message: str) -> None:
+def test_a_malformed_base_url(run: Run, url: str, message: str | tuple[str, str]) -> None:
     result = run("Hi", env={"XCHAT_BASE_URL": url, "XAI_API_KEY": KEY})
     assert (result.out, result.status) == (b"", 2)
-    assert result.err.startswith(f"xchat: XCHAT_BASE_URL: {message}")  # some are urllib's words
+    place, words = result.err[:23], result.err[23:]
+    assert place == "xchat: XCHAT_BASE_URL: "
+    assert words.startswith(message)
     assert result.err.count("\n") == 1
     assert "secret" not in result.err
 
@@ -269,7 +290,7 @@ def test_a_proxy_that_refuses_is_told_without_its_password(
     }
     result = run("Hi", env=env)
     assert (result.out, result.status) == (b"", 3)
-    assert result.err.startswith("xchat: xchat.invalid: the proxy failed: ")
+    assert result.err.startswith(f"xchat: xchat.invalid: the proxy {proxy[0]} failed: ")
     assert "407" in result.err  # what the proxy said
     assert "secret" not in result.err
     assert result.err.count("\n") == 1
@@ -286,27 +307,45 @@ def test_a_proxy_that_is_not_there(run: Run) -> None:
         "XAI_API_KEY": KEY,
         "HTTPS_PROXY": f"http://user:secret@127.0.0.1:{port}",
     }
-    message = "xchat: xchat.invalid: the proxy failed: Connection refused\n"
+    message = f"xchat: xchat.invalid: the proxy 127.0.0.1:{port} failed: Connection refused\n"
     assert run("Hi", env=env) == Result(b"", message, 3)
     env["HTTPS_PROXY"] = "socks5://user:secret@127.0.0.1:9"
     result = run("Hi", env=env)
-    assert (result.out, result.status) == (b"", 3)
-    assert result.err.startswith("xchat: xchat.invalid: the proxy failed: ")
+    if importlib.util.find_spec("socks"):
+        start = "xchat: xchat.invalid: the proxy 127.0.0.1:9 failed: "
+    else:
+        start = "xchat: HTTPS_PROXY or ALL_PROXY: SOCKS needs PySocks: "
+    assert result.out == b""
+    assert result.status == (3 if "failed" in start else 2)
+    assert result.err.startswith(start)
     assert "secret" not in result.err
     assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "url",
+    ("url", "message"),
     [
-        *("http://user:se/cret@h:1", "http://user:se#cret@h:1", "http://user:secret@"),
-        *("http://user:secret@[bad", "user:secret@h:port", "http://user:secret@a b"),
+        ("http://user:se/cret@h:1", "not a URL"),
+        ("http://user:se#cret@h:1", "not a URL"),
+        ("http://user:secret@", "has no valid host name"),
+        ("http://user:secret@[bad", "not a URL"),
+        ("http://user:secret@[bad]:1", NO_ADDRESS),
+        ("user:secret@h:port", "not a URL"),
+        ("http://user:secret@a b", NOT_ASCII),
+        ("http://user:sécret@h:1", NOT_ASCII),
+        ("gopher://user:secret@h:1", "must begin with http:// or https:// or socks5h://"),
     ],
 )
-def test_a_malformed_proxy_is_told_without_its_password(run: Run, url: str) -> None:
+def test_a_malformed_proxy_is_told_without_its_password(
+    run: Run, url: str, message: str | tuple[str, str]
+) -> None:
     env = {"XCHAT_BASE_URL": "https://xchat.invalid/v1", "XAI_API_KEY": KEY, "HTTPS_PROXY": url}
-    message = "the URL of the proxy is malformed; look at HTTPS_PROXY and ALL_PROXY"
-    assert run("Hi", env=env) == Result(b"", f"xchat: {message}\n", 2)
+    result = run("Hi", env=env)
+    assert (result.out, result.status) == (b"", 2)
+    place, words = result.err[:33], result.err[33:]
+    assert place == "xchat: HTTPS_PROXY or ALL_PROXY: "
+    assert words.startswith(message)
+    assert result.err.count("\n") == 1
 
 
 def test_no_proxy_goes_around_the_proxy(run: Run, proxy: tuple[str, list[bytes]]) -> None:
@@ -332,7 +371,7 @@ def test_no_argument_and_no_file_moves_the_key(
 ) -> None:
     api.extra_fields = {"base_url", "url"}
     api.will(reply(completion()))
-    name = file("base_url: https://evil.test/v1\nurl: https://evil.test\n")
+    name = file("model: m\nbase_url: https://evil.test/v1\nurl: https://evil.test\n")
     assert run("-q", "-f", name, "XCHAT_BASE_URL=https://evil.test") == Result(b"Hello\n", "", 0)
 
 
@@ -411,15 +450,13 @@ def test_a_certificate_that_cannot_be_trusted(
     assert api.requests == []
 
 
-def test_a_trust_store_that_is_none(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "junk").write_text("junk")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        host = f"127.0.0.1:{server.getsockname()[1]}"
-        env = {"XCHAT_BASE_URL": f"https://{host}/v1", "SSL_CERT_FILE": str(tmp_path / "junk")}
-        result = run("Hi", env=env)
-    assert (result.out, result.status) == (b"", 3)
-    assert result.err.startswith(f"xchat: {host}: TLS failed: ")
-    assert result.err.count("\n") == 1
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_trust_store_that_is_none(run: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "junk"
+    path.write_text("junk")
+    message = f"xchat: {name}: {path}: holds no certificate in PEM\n"
+    env = {"XCHAT_BASE_URL": "https://127.0.0.1:9/v1", name: str(path)}
+    assert run("Hi", env=env) == Result(b"", message, 2)
 
 
 def test_https_to_a_server_that_speaks_http(run: Run) -> None:
@@ -437,8 +474,7 @@ def test_https_to_a_server_that_speaks_http(run: Run) -> None:
         result = run("Hi", env={"XCHAT_BASE_URL": f"https://127.0.0.1:{port}/v1"})
         thread.join(20)
     assert (result.out, result.status) == (b"", 3)
-    assert result.err.startswith(f"xchat: 127.0.0.1:{port}: TLS failed: ")
-    assert result.err.count("\n") == 1
+    assert result.err == f"xchat: 127.0.0.1:{port}: does not speak https\n"
 
 
 @pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="a way of Linux to look")
