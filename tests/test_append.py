@@ -64,7 +64,7 @@ def test_a_new_file_is_private_has_the_system_messages_and_the_format_of_its_nam
     assert files_in(tmp_path) == [name]
 
 
-LOST = "xchat: c: written anew to take the turn, without its comments\n"
+LOST = "xchat: c: rewritten to append the turn; its comments are lost\n"
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_a_working_directory_that_is_removed_during_the_run_is_one_line(
 ) -> None:
     in_a_directory_that_goes(run, "when the reply comes")
     api.will([lambda _connection: (tmp_path / "gone").rmdir(), *reply(completion())])
-    message = "xchat: c.yaml: the turn is not added: No such file or directory\n"
+    message = "xchat: c.yaml: cannot append the turn: No such file or directory\n"
     assert run("-af", "c.yaml", "Q") == Result(b"Hello\n", message, 1)
 
 
@@ -351,7 +351,7 @@ def test_a_file_that_becomes_a_pipe_during_the_run_does_not_hang(
 
     api.will([become_a_pipe, *reply(completion())])
     result = run("-af", path.name, "Q", timeout=20)
-    message = f"xchat: {path.name}: the turn is not added: is no file any more\n"
+    message = f"xchat: {path.name}: cannot append the turn: is no longer a regular file\n"
     assert result == Result(b"Hello\n", message, 1)
     assert files_in(tmp_path) == [path.name]
     fd = os.open(tmp_path, os.O_RDONLY)
@@ -516,7 +516,7 @@ def test_what_was_broken_while_the_request_ran_is_left_alone(
     gate.set()
     out, err = process.communicate(timeout=20)
     assert (out, process.returncode) == (b"Hello\n", 1)
-    assert err.startswith(b"xchat: c: the turn is not added: message 1: unknown role")
+    assert err.startswith(b"xchat: c: cannot append the turn: message 1: unknown role")
     assert (tmp_path / name).read_text() == "- usr: b\n"
 
 
@@ -547,7 +547,7 @@ def test_a_full_disk_leaves_the_file_whole(api: Api, run: Run, file: File, tmp_p
     run.command = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *run.command]
     result = run("-af", name, "Q")
     assert result == Result(
-        b"x" * 600 + b"\n", "xchat: c: the turn is not added: File too large\n", 1
+        b"x" * 600 + b"\n", "xchat: c: cannot append the turn: File too large\n", 1
     )
     assert (tmp_path / name).read_text() == text
     assert files_in(tmp_path) == [name]
@@ -620,14 +620,14 @@ def test_what_cannot_be_written_is_told_before_a_reply_is_paid_for(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["-a"], "-a adds to one file: give -f once"),
-        (["-af", "one", "-f", "two"], "-a adds to one file: give -f once"),
-        (["-af", "-"], "-a cannot add to standard input: drop it, or name a file with -f"),
+        (["-a"], "-a needs exactly one -f"),
+        (["-af", "one", "-f", "two"], "-a needs exactly one -f"),
+        (["-af", "-"], "-a cannot append to standard input: drop it, or name a file with -f"),
         (
             ["-af", "/dev/null"],
-            "-a cannot add to /dev/null: drop it, or name a file with -f",
+            "-a cannot append to /dev/null: drop it, or name a file with -f",
         ),
-        (["-af", "one", "-o", "./one"], "-a and -o would both write ./one; drop one"),
+        (["-af", "one", "-o", "./one"], "-a and -o would both write to ./one; drop one"),
     ],
 )
 def test_a_senseless_use_of_append(api: Api, run: Run, args: list[str], message: str) -> None:
@@ -664,7 +664,7 @@ def test_the_turn_is_not_added_where_the_output_cannot_be_written(
     api.will(
         reply(completion()), [lambda _connection: (tmp_path / "out").mkdir(), *reply(completion())]
     )
-    message = f"xchat: {name}: the turn is not added: "
+    message = f"xchat: {name}: cannot append the turn: "
     full = run("-af", name, "-o", "/dev/full", "Q")
     assert full == Result(b"", f"{message}/dev/full: No space left on device\n", 1)
     made = run("-af", name, "-o", "out", "Q")

@@ -19,8 +19,8 @@ import xchat
 
 NO_ALIAS = "anchors and aliases (& and *) are not accepted; repeat the text"
 EXPECTED = "expected a list of messages, or a mapping with 'system' and 'history'"
-A_TEXT = '; a text goes to standard input, as in: xchat "Summarize" <notes.txt'
-NO_TAG = "is not accepted; leave it off"
+A_TEXT = '; to send plain text, use standard input, as in: xchat "Summarize" <notes.txt'
+NO_TAG = "is not accepted; remove it"
 
 SYSTEM = {"role": "system", "content": "S"}
 USER = {"role": "user", "content": "U"}
@@ -238,7 +238,7 @@ BAD = [
         "- user: 2024-01-01 10:00:00",
         "message 1: YAML reads 2024-01-01 10:00:00 as a date; quote it",
     ),
-    ("- user: 2024-13-01", 'line 1: "2024-13-01" is no valid timestamp'),
+    ("- user: 2024-13-01", 'line 1: "2024-13-01" is not a valid timestamp'),
     ("- user:", "message 1: content: expected text, found nothing"),
     ("- user: {a: b}", "message 1: content: expected text, found a mapping"),
     ('[{"role": "user", "content": 42}]', "message 1: content: read as 42, not as text; quote it"),
@@ -294,12 +294,12 @@ BAD = [
     ),
     (
         "- user: " + "1:" * 300 + "1.0",
-        'line 1: "1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1... is no valid float',
+        'line 1: "1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1... is not a valid float',
     ),
     ("history: hi", 'history: expected a list of messages, found "hi"'),
     ("history:", "history: expected a list of messages, found nothing"),
     ("history: {user: hi}", "history: expected a list of messages, found a mapping"),
-    ("history: []\nmessages: []", "'history' and 'messages' are the same; keep one"),
+    ("history: []\nmessages: []", "'history' and 'messages' mean the same; use one of them"),
     ("histroy: []", "unknown key 'histroy'; did you mean 'history'?"),
     ("sytem: hi", "unknown key 'sytem'; did you mean 'system'?"),
     ("assistant: hi", "'assistant' is a role, not a request field; messages go under 'history'"),
@@ -318,19 +318,19 @@ BAD = [
     ('{"temperature": NaN}', "temperature: NaN and infinity are not JSON"),
     ('{"temperature": -Infinity}', "temperature: NaN and infinity are not JSON"),
     ('{"temperature": 1e999}', "temperature: NaN and infinity are not JSON"),
-    ('[{"user": "\\ud83d"}]', "message 1: holds half of a surrogate pair, which is no character"),
+    ('[{"user": "\\ud83d"}]', "message 1: contains half of a surrogate pair"),
     ("- user: a\n---\n- user: b", f"line 2: a second YAML document{A_TEXT}"),
     (
         "- user: hi\n- user: !!binary aGk=",
-        "line 2: the YAML tag !!binary is not accepted; leave it off",
+        "line 2: the YAML tag !!binary is not accepted; remove it",
     ),
     (
         "- user: !!python/object/apply:os.system [id]",
-        "line 1: the YAML tag !!python/object/apply:os.system is not accepted; leave it off",
+        "line 1: the YAML tag !!python/object/apply:os.system is not accepted; remove it",
     ),
-    ("!!set {a}", "line 1: the YAML tag !!set is not accepted; leave it off"),
-    ("- !x hi", "line 1: the YAML tag !x is not accepted; leave it off"),
-    ("%TAG ! tag:x,2000:\n--- hi", "line 1: %TAG is not accepted; leave it off"),
+    ("!!set {a}", "line 1: the YAML tag !!set is not accepted; remove it"),
+    ("- !x hi", "line 1: the YAML tag !x is not accepted; remove it"),
+    ("%TAG ! tag:x,2000:\n--- hi", "line 1: %TAG is not accepted; remove it"),
     ("- user: *a", f"line 1: {NO_ALIAS}"),
     ("- &a [*a]", f"line 1: {NO_ALIAS}"),
     ("- user: hi\n- user: !!int no", f"line 2: the YAML tag !!int {NO_TAG}"),
@@ -442,7 +442,7 @@ def hostile(levels: int) -> str:
         ("seed: " + ":1" * 30_000_000, ""),
         ("seed: 1" + ":1" * 30_000_000, ""),
         ("seed: !!int 1" + ":1" * 30_000_000, f"line 1: the YAML tag !!int {NO_TAG}"),
-        ("%TAG !a! tag:x\n" * 4_000_000, "line 1: %TAG is not accepted; leave it off"),
+        ("%TAG !a! tag:x\n" * 4_000_000, "line 1: %TAG is not accepted; remove it"),
         ("[" + '"",' * 3_000_000 + ",]", "more than 1,000,000 values"),
         ('["' + '\\"' * 500_000, "not JSON: "),
         ("a" * 60_000_000 + ": b", "not YAML: "),

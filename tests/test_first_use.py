@@ -19,7 +19,7 @@ from server import STREAM_HEAD, Api, completion, reply, stream
 
 HELLO = Result(b"Hello\n", "", 0)
 KEY = "xai-abcDEF0123456789"
-WAY_OUT = '; a text goes to standard input, as in: xchat "Summarize" <notes.txt'
+WAY_OUT = '; to send plain text, use standard input, as in: xchat "Summarize" <notes.txt'
 
 LOG = """2026-08-22 12:00:01 INFO server: started on port 8080
 2026-08-22 12:00:02 ERROR db: connection refused: retrying
@@ -79,8 +79,8 @@ def test_a_text_that_is_given_as_a_conversation(api: Api, run: Run, file: File, 
 
 
 WORDS = {
-    "package.json": "not a conversation: none of its keys is known",
-    "meeting.txt": "not a conversation: none of its keys is known",
+    "package.json": "not a conversation: it has no known key",
+    "meeting.txt": "not a conversation: it has no known key",
     "post.md": "line 4: a second YAML document",
     "letter.txt": "expected a list of messages, or a mapping with 'system' and 'history'; found"
     ' "Dear Ann, thank you for the letter."',
@@ -124,7 +124,7 @@ def test_the_way_out_works(api: Api, run: Run, tmp_path: Path) -> None:
     assert api.body["messages"] == [{"role": "user", "content": f"Summarize\n\n{LOG}"}]
 
 
-EMPTY = "xchat: standard input was empty: the words are sent alone (2>&1 pipes errors too)\n"
+EMPTY = "xchat: standard input was empty; only the arguments are sent (2>&1 would include error messages)\n"
 
 
 @pytest.mark.parametrize("stdin", [b"", b"\n", b" \t\r\n"])
@@ -154,7 +154,7 @@ def test_what_is_no_pipe_gets_no_warning(api: Api, run: Run) -> None:
 def test_a_pipe_that_nobody_writes_to_ends_with_the_timeout(api: Api, run: Run) -> None:
     process = run.start("--timeout", "1", "Hi", stdin=subprocess.PIPE)
     assert process.wait(20) == 2
-    message = "xchat: standard input: nothing came within 1 s; -n does not read it\n"
+    message = "xchat: standard input: nothing came within 1 s; use -n to ignore it\n"
     assert (process.stdout.read(), process.stderr.read().decode()) == (b"", message)
     process.stdin.close()
     assert api.requests == []
@@ -195,15 +195,15 @@ def test_a_pipe_that_is_silent_for_10_seconds_gets_one_hint(run: Run) -> None:
     assert time.monotonic() - start >= 10
     assert processes["none"].stderr.readline().decode() == f"{WAITING}\n"
     assert processes["file"].stderr.readline().decode() == f"{WAITING}\n"
-    assert read_line(screen) == f"{ERASE_LINE}{WAITING}; -n does not read it\r\n"
+    assert read_line(screen) == f"{ERASE_LINE}{WAITING}; use -n to ignore it\r\n"
     assert processes["silent for ever"].wait(20) == 2
     silent = processes.pop("silent for ever")
     assert silent.stderr.read().decode() == (
-        f"{WAITING}; -n does not read it\n"
-        "xchat: standard input: nothing came within 11 s; -n does not read it\n"
+        f"{WAITING}; use -n to ignore it\n"
+        "xchat: standard input: nothing came within 11 s; use -n to ignore it\n"
     )
     silent.stdin.close()
-    assert hint == f"{WAITING}; -n does not read it\n"
+    assert hint == f"{WAITING}; use -n to ignore it\n"
     for name, process in processes.items():
         out, err = process.communicate(b"- user: late", timeout=20)
         assert (err or b"", process.returncode) == (b"", 0), name

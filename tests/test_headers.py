@@ -55,7 +55,7 @@ OWN = ["Authorization", "host", "Transfer-Encoding", "Content-Type", "CONTENT-LE
 @pytest.mark.parametrize("name", OWN)
 def test_what_is_xchats_own_to_set_is_refused(api: Api, run: Run, name: str) -> None:
     result = run("Hi", env={"XCHAT_HEADERS": f"X-Tag: a\n{name}: {SECRET}"})
-    message = f"xchat: XCHAT_HEADERS: line 2: {name} is xchat's own to set\n"
+    message = f"xchat: XCHAT_HEADERS: line 2: {name} is set by xchat itself\n"
     assert result == Result(b"", message, 2)
     assert api.requests == []
 
@@ -86,7 +86,7 @@ def test_a_malformed_line_is_refused_without_its_value(
     api: Api, run: Run, text: str, message: str
 ) -> None:
     if "\u2028" in text:
-        message = "line 2: Authorization is xchat's own to set"
+        message = "line 2: Authorization is set by xchat itself"
     process = run.start(stdin=-1, env={"XCHAT_HEADERS": text})
     assert process.wait(20) == 2
     err = process.stderr.read().decode()

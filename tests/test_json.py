@@ -53,7 +53,7 @@ def test_json_of_a_stream_is_its_events_as_they_came_and_written_once(api: Api, 
 
 
 def test_json_with_stream_is_a_usage_error(api: Api, run: Run) -> None:
-    message = "--json writes the response at the end and --stream as it comes; drop one"
+    message = "--json and --stream cannot be combined"
     for args in (["--json", "--stream"], ["--stream", "--json", "-o", "out"]):
         assert run(*args, "Hi") == Result(b"", f"xchat: {message}\n", 2)
     assert (api.requests, list(run.home.iterdir())) == ([], [])
@@ -84,6 +84,6 @@ def test_json_of_a_reply_that_is_not_whole(
 
 
 def test_json_and_a_part_of_the_text_exclude_each_other(api: Api, run: Run) -> None:
-    message = "--json writes the whole response and -x a part of the text; drop one"
+    message = "--json and -x cannot be combined"
     assert run("--json", "-x", "Hi") == Result(b"", f"xchat: {message}\n", 2)
     assert api.requests == []

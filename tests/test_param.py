@@ -104,7 +104,7 @@ DEEP = "[" * 60_000
         (["-p", f"tools={DEEP}"], "-p tools: nested more than 100 levels deep"),
         (
             ["-p", 'user="\\ud800"'],
-            "-p user: holds half of a surrogate pair, which is no character",
+            "-p user: contains half of a surrogate pair",
         ),
         (
             ["-p", "messages=[]"],
@@ -117,19 +117,19 @@ DEEP = "[" * 60_000
         (["-p", "mesages=[]"], "-p mesages: unknown key 'mesages'; did you mean 'messages'?"),
         (
             ["-p", "model=a", "-m", "b"],
-            "-p model: the option for this field is given too; drop one",
+            "-p model: also set by its own option; drop one",
         ),
         (
             ["-p", "max_tokens=1", "--max-tokens", "2"],
-            "-p max_tokens: the option for this field is given too; drop one",
+            "-p max_tokens: also set by its own option; drop one",
         ),
         (
             ["-p", "stream=true", "--no-stream"],
-            "-p stream: the option for this field is given too; drop one",
+            "-p stream: also set by its own option; drop one",
         ),
         (
             ["-p", "response_format=1", "--schema", "schema"],
-            "-p response_format: the option for this field is given too; drop one",
+            "-p response_format: also set by its own option; drop one",
         ),
     ],
 )

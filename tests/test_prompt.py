@@ -28,7 +28,7 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-EMPTY = "xchat: standard input was empty: the words are sent alone (2>&1 pipes errors too)\n"
+EMPTY = "xchat: standard input was empty; only the arguments are sent (2>&1 would include error messages)\n"
 
 
 def prompt_of(result: Result, *, warning: str = "") -> str:
@@ -124,7 +124,7 @@ def test_closed_standard_input_is_empty(run: Run) -> None:
     assert run("--dry-run") == Result(b"", NO_PROMPT, 2)
 
 
-NO_PROMPT = "xchat: no prompt: give it as arguments or on standard input\n"
+NO_PROMPT = "xchat: no prompt; pass it as arguments or on standard input\n"
 
 
 @pytest.mark.parametrize("args", [[], [""], [" ", "\t"], ["-n"], ["-n", ""], ["-s", "system"]])
@@ -170,7 +170,7 @@ def test_a_terminal_is_not_read_when_a_user_message_is_last(
 def test_a_silent_pipe_gets_one_hint(run: Run) -> None:
     process = run.start("--dry-run", "words", stdin=subprocess.PIPE)
     hint = process.stderr.readline()
-    assert hint == b"xchat: still waiting for standard input; -n does not read it\n"
+    assert hint == b"xchat: still waiting for standard input; use -n to ignore it\n"
     out, rest = process.communicate(b"late", timeout=20)
     assert (rest, process.returncode) == (b"", 0)
     assert b'"content":"words\\n\\nlate"' in out
@@ -254,8 +254,8 @@ TWICE = "'-' is given more than once, but standard input can be read only once"
         (["-f-", "-f-"], TWICE),
         (["-f-", "-i-", "Hi"], TWICE),
         (["-p", "a=@-", "-", "Hi"], TWICE),
-        (["-f-", "-n"], "'-' reads standard input and -n forbids it; drop one"),
-        (["--schema", "-", "-n", "Hi"], "'-' reads standard input and -n forbids it; drop one"),
+        (["-f-", "-n"], "'-' and -n cannot be combined"),
+        (["--schema", "-", "-n", "Hi"], "'-' and -n cannot be combined"),
     ],
 )
 def test_standard_input_is_read_only_once(

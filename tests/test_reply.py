@@ -167,11 +167,11 @@ NOT_WHOLE = [
     (
         completion(message={"tool_calls": [{"id": "1"}]}, finish_reason="tool_calls"),
         b"",
-        "the reply is a call of a tool, not text",
+        "the reply is a tool call, not text",
     ),
     (b"", b"", "not a completion: an empty body"),
     (b"OK", b"", "not a completion: OK"),
-    (b"<html>Log in", b"", "not a completion: a page of HTML; a login page of the network?"),
+    (b"<html>Log in", b"", "not a completion: a page of HTML; is it a login page of the network?"),
     (b'{"request_id": "1"}', b"", 'not a completion: {"request_id": "1"}'),
     (b"[]", b"", "not a completion: []"),
     (b"null", b"", "not a completion: null"),
@@ -259,7 +259,7 @@ def test_a_reply_of_more_than_64_mib_is_not_held(api: Api, run: Run) -> None:
     block = b" " * (1 << 20)
     api.will([b"HTTP/1.1 200 OK\r\n\r\n", *[block] * 66])
     result = run("Hi")
-    assert result == Result(b"", f"xchat: {api.host}: the reply has more than 64 MiB\n", 1)
+    assert result == Result(b"", f"xchat: {api.host}: the reply is larger than 64 MiB\n", 1)
 
 
 def small_memory() -> None:
@@ -271,7 +271,7 @@ def test_a_gzip_bomb_is_not_held(api: Api, run: Run) -> None:
     api.will(reply(bomb, Content_Encoding="gzip"), reply(bomb, "500 No", Content_Encoding="gzip"))
     result = run("Hi", preexec_fn=small_memory)
     assert (result.out, result.status) == (b"", 1)
-    assert "the reply has more than 64 MiB" in result.err
+    assert "the reply is larger than 64 MiB" in result.err
     result = run("Hi", preexec_fn=small_memory)
     assert (result.out, result.status) == (b"", 5)
     assert "500 No: no reason given" in result.err

@@ -171,7 +171,7 @@ def test_an_error_without_a_request_id(api: Api, run: Run) -> None:
 def test_a_redirect_is_not_followed(api: Api, run: Run, status: int, location: str) -> None:
     head = f"HTTP/1.1 {status} Moved\r\nLocation: {location}\r\nContent-Length: 999\r\n\r\n"
     api.will([head.encode()])
-    where = f"; this one leads to {location}" if location else ""
+    where = f" (to {location})" if location else ""
     message = f"xchat: {api.host}: {status} Moved: redirects are not followed{where}\n"
     assert run("Hi") == Result(b"", message, 4)
 
@@ -244,7 +244,7 @@ def test_the_deadline_is_for_the_whole_answer(api: Api, run: Run, steps: list[An
     result = run("--timeout", "2", "Hi")
     assert 2 < time.monotonic() - start < 8
     what = "not the whole answer" if steps[0] == HEAD and steps[1] == b" " else "no answer"
-    message = f"xchat: {api.host}: {what} within 2 s; --timeout gives it more\n"
+    message = f"xchat: {api.host}: {what} within 2 s; --timeout sets a longer limit\n"
     assert result == Result(b"", message, 3)
 
 

@@ -310,7 +310,7 @@ NOT_WHOLE = [
         [event(chunk(delta={"tool_calls": [{"id": "1"}]})), event(STOP)],
         b"",
         1,
-        "the reply is a call of a tool, not text",
+        "the reply is a tool call, not text",
     ),
     (
         [event(chunk("Hel")), event(chunk(finish_reason="length"))],
@@ -367,7 +367,7 @@ def test_the_deadline_holds_for_a_stream_that_drips_comments(api: Api, run: Run)
     start = time.monotonic()
     result = run("--stream", "--timeout", "2", "Hi")
     assert time.monotonic() - start < 8
-    message = "not the whole answer within 2 s; --timeout gives it more (request id req-7)"
+    message = "not the whole answer within 2 s; --timeout sets a longer limit (request id req-7)"
     assert result == Result(b"Hel\n", f"xchat: {api.host}: {message}\n", 3)
 
 

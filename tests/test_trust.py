@@ -28,7 +28,7 @@ def api(run: Run, authority: trustme.CA) -> Iterator[Api]:
     assert (server.problems, server.scripts) == ([], [])
 
 
-NO_PEM = "holds no certificate in PEM"
+NO_PEM = "contains no certificate in PEM"
 KEY_ONLY = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
 DAMAGED = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 
@@ -77,7 +77,7 @@ def test_a_store_that_cannot_be_read(api: Api, run: Run, bundle: str, name: str)
     assert refused(run, name, path) == f"xchat: {name}: {path}: Not a directory\n"
 
 
-UNHASHED = "holds no certificate; openssl rehash names them by hash"
+UNHASHED = "contains no hashed certificate; run openssl rehash on it"
 
 
 @pytest.mark.parametrize("name", VARIABLES)

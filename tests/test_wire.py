@@ -19,7 +19,7 @@ from conftest import File, Result, Run
 from server import Api, completion, reply
 
 KEY = "xai-abcDEF0123456789"
-NOT_ASCII = "holds a space, a control character or a letter outside ASCII"
+NOT_ASCII = "contains a space, a control character or a letter outside ASCII"
 # Python's own check of brackets came with 3.11.4
 NO_ADDRESS = ("has no valid address in the brackets", "not a URL")
 NO_KEY = (
@@ -64,15 +64,15 @@ def test_no_key_is_told_before_anything_is_read(run: Run, blank: dict[str, str])
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (f"'{KEY}'", "the key stands in quotation marks; leave them off"),
-        (f'"{KEY}"', "the key stands in quotation marks; leave them off"),
-        (f"Bearer {KEY}", "the key begins with 'Bearer '; leave that off"),
-        (f"bearer\t{KEY}", "the key begins with 'Bearer '; leave that off"),
-        (f"{KEY}\n{KEY}", "the key holds a space, a control character or a letter outside ASCII"),
-        (f"{KEY} x", "the key holds a space, a control character or a letter outside ASCII"),
-        (f"{KEY}\x7f", "the key holds a space, a control character or a letter outside ASCII"),
-        (f"{KEY}é", "the key holds a space, a control character or a letter outside ASCII"),
-        (f"{KEY}\udcff", "the key holds a space, a control character or a letter outside ASCII"),
+        (f"'{KEY}'", "the key is in quotation marks; remove them"),
+        (f'"{KEY}"', "the key is in quotation marks; remove them"),
+        (f"Bearer {KEY}", "the key begins with 'Bearer '; remove that"),
+        (f"bearer\t{KEY}", "the key begins with 'Bearer '; remove that"),
+        (f"{KEY}\n{KEY}", "the key contains a space, a control character or a letter outside ASCII"),
+        (f"{KEY} x", "the key contains a space, a control character or a letter outside ASCII"),
+        (f"{KEY}\x7f", "the key contains a space, a control character or a letter outside ASCII"),
+        (f"{KEY}é", "the key contains a space, a control character or a letter outside ASCII"),
+        (f"{KEY}\udcff", "the key contains a space, a control character or a letter outside ASCII"),
     ],
 )
 def test_a_key_that_cannot_be_sent_is_not_shown(
@@ -109,7 +109,7 @@ def test_a_key_file_that_others_can_read_gets_a_warning(
     (tmp_path / "key").write_text(KEY)
     (tmp_path / "key").chmod(mode)
     api.will(reply(completion()), reply(completion()))
-    warning = "xchat: XAI_API_KEY_FILE: key: others can read the key; chmod 600 it\n"
+    warning = "xchat: XAI_API_KEY_FILE: key: other users can read the key; chmod 600 protects it\n"
     assert run("Hi", env={"XAI_API_KEY_FILE": "key"}) == Result(b"Hello\n", warning, 0)
     assert run("-q", "Hi", env={"XAI_API_KEY_FILE": "key"}) == Result(b"Hello\n", "", 0)
 
@@ -174,7 +174,7 @@ def test_netrc_does_not_replace_the_key(api: Api, run: Run, key: str, tmp_path: 
         ("ftp://api.x.ai/v1", "must begin with https:// or http://"),
         ("//api.x.ai/v1", "must begin with https:// or http://"),
         ("https://user:secret@api.x.ai/v1", "holds a user or password; the key belongs in XAI_API"),
-        ("https://secret@api.x.ai/v1", "holds a user or password; the key belongs in XAI_API_KEY"),
+        ("https://secret@api.x.ai/v1", "contains a user name or password; put the key in XAI_API_KEY"),
         ("https://127.0.0.1\\@evil.test", "holds a user or password; the key belongs in XAI_API"),
         ("https://", "has no valid host name"),
         ("https:///v1", "has no valid host name"),
@@ -192,10 +192,10 @@ def test_netrc_does_not_replace_the_key(api: Api, run: Run, key: str, tmp_path: 
         ("https://api.x.ai /v1", NOT_ASCII),
         ("https://api.x.ai/\x01", NOT_ASCII),
         ("https://äpi.x.ai/v1", NOT_ASCII),
-        ("https://api.x.ai/v1?key=1", "must end with the path; leave off what follows '?' or '#'"),
-        ("https://api.x.ai/v1#a", "must end with the path; leave off what follows '?' or '#'"),
-        ("https://api.x.ai/v1/chat/completions", "leave off /chat/completions; xchat adds it"),
-        ("https://api.x.ai/v1/chat/completions/", "leave off /chat/completions; xchat adds it"),
+        ("https://api.x.ai/v1?key=1", "must end with the path; remove what follows '?' or '#'"),
+        ("https://api.x.ai/v1#a", "must end with the path; remove what follows '?' or '#'"),
+        ("https://api.x.ai/v1/chat/completions", "remove /chat/completions; xchat adds it"),
+        ("https://api.x.ai/v1/chat/completions/", "remove /chat/completions; xchat adds it"),
         (
             "http://api.x.ai/v1",
             "plain http would show the key to the network: use https, or unset XAI_API_KEY",
@@ -454,7 +454,7 @@ def test_a_certificate_that_cannot_be_trusted(
 def test_a_trust_store_that_is_none(run: Run, tmp_path: Path, name: str) -> None:
     path = tmp_path / "junk"
     path.write_text("junk")
-    message = f"xchat: {name}: {path}: holds no certificate in PEM\n"
+    message = f"xchat: {name}: {path}: contains no certificate in PEM\n"
     env = {"XCHAT_BASE_URL": "https://127.0.0.1:9/v1", name: str(path)}
     assert run("Hi", env=env) == Result(b"", message, 2)
 

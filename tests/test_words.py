@@ -153,7 +153,7 @@ def test_the_title_of_a_page_with_a_byte_order_mark(api: Api, run: Run) -> None:
 def test_a_page_in_place_of_a_reply(api: Api, run: Run) -> None:
     page = b"<?xml version='1.0'?><!-- x --><html><title>Welcome to Hotel Wi-Fi</title></html>"
     api.will(reply(page, content_type="text/html"))
-    words = "not a completion: Welcome to Hotel Wi-Fi; a login page of the network?"
+    words = "not a completion: Welcome to Hotel Wi-Fi; is it a login page of the network?"
     assert run("Hi") == Result(b"", said(api, words), 1)
 
 
@@ -221,7 +221,7 @@ def test_a_retry_after_that_is_a_date_is_told_in_seconds(api: Api, run: Run) -> 
 @pytest.mark.parametrize("location", ["https://login.test/?a=b", "/v2/chat"])
 def test_where_a_redirect_points_is_told(api: Api, run: Run, location: str) -> None:
     api.will(reply(b"", "307 Moved", Location=location))
-    words = f"307 Moved: redirects are not followed; this one leads to {location}"
+    words = f"307 Moved: redirects are not followed (to {location})"
     assert run("Hi") == Result(b"", said(api, words), 4)
 
 
@@ -271,14 +271,14 @@ def test_another_error_is_not_told_to_be_about_the_model(api: Api, run: Run, wor
 def test_the_deadline_after_half_a_reply(api: Api, run: Run) -> None:
     api.will([STREAM_HEAD, event(chunk("Hel")), HANG])
     result = run("--stream", "--timeout", "2", "Hi")
-    words = "not the whole answer within 2 s; --timeout gives it more"
+    words = "not the whole answer within 2 s; --timeout sets a longer limit"
     assert result == Result(b"Hel\n", said(api, words), 3)
 
 
 def test_the_deadline_before_a_reply(api: Api, run: Run) -> None:
     api.will([HANG])
     result = run("--stream", "--timeout", "1", "Hi")
-    words = "no answer within 1 s; --timeout gives it more"
+    words = "no answer within 1 s; --timeout sets a longer limit"
     assert result == Result(b"", said(api, words, request_id=""), 3)
 
 
