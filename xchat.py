@@ -548,6 +548,8 @@ FIELDS = set(
 
 CONVERSATION = ("system", "history", "messages")
 
+TALK = r"\b(role|user|assistant|system|history|messages)\b"  # a word that conversations have
+
 # -f is not for a text, as it is in other tools
 TEXT_ADVICE = '; to send plain text, use standard input, as in: xchat "Summarize" <notes.txt'
 
@@ -571,7 +573,8 @@ def parse_conversation(text: str) -> tuple[Any, JSON, list[JSON]]:
     try:
         value = parse_text(text)
     except BadInput as failure:
-        raise BadInput(f"{failure.message}{TEXT_ADVICE}") from None
+        is_text = failure.message.startswith("not ") or not re.search(TALK, text)
+        raise BadInput(f"{failure.message}{TEXT_ADVICE if is_text else ''}") from None
     return value, *split_conversation(value)
 
 
@@ -595,6 +598,7 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
             f" found {show(value)}{TEXT_ADVICE}"
         )
     if "role" in value:
+        check_value([value])  # as deep as it is in the list that -a makes
         return {}, check_messages([value])
     if value.keys() == {"user"}:
         raise BadInput("'user' alone is a request field; a message is a list item: - user: ...")
@@ -788,13 +792,19 @@ def unique(pairs: list[tuple[str, Any]]) -> JSON:
 
 
 def load_json(text: str) -> Any:
-    """Return the one value of a text that is JSON to the letter; raise ValueError."""
+    """Return the one value of a text that is JSON to the letter; raise ValueError or BadInput."""
 
     def refuse(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
+    def mapping(pairs: list[tuple[str, Any]]) -> JSON:
+        try:
+            return unique(pairs)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
+
     try:
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        return json.loads(text, object_pairs_hook=mapping, parse_constant=refuse)
     except RecursionError:
         raise BadInput(TOO_DEEP) from None
 
@@ -1096,7 +1106,7 @@ def ask(server: Server, body: JSON, reply: Reply, *, timeout: float, retries: in
                 raise NoAnswer(f"the proxy {server.proxy} failed: 407 {response.reason}")
             if not 200 <= response.status_code < 300:
                 with response:
-                    raise refusal(response, blocks, has_key=bool(server.key))
+                    raise refusal(response, read_error(blocks), has_key=bool(server.key))
             for text in read_reply(blocks, reply, wait):
                 wait.end()
                 yield text
@@ -1660,7 +1670,8 @@ def add_event(reply: Reply, data: bytes, wait: Wait) -> str:
 def text_in(content: Any) -> str:
     """Return the text of a message's content, which may be a list of parts."""
     if isinstance(content, list):
-        return "".join(text_in(part.get("text")) for part in content if isinstance(part, dict))
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
     return content if isinstance(content, str) else ""
 
 
@@ -1712,18 +1723,15 @@ NO_MODEL = (
 )
 
 
-def refusal(response: requests.Response, blocks: Iterator[bytes], *, has_key: bool) -> Failure:
+def refusal(response: requests.Response, body: bytes, *, has_key: bool) -> Failure:
     """Return the failure that a response outside 200 to 299 means, in the API's words."""
     status = response.status_code
     message = f"{status} {response.reason or ''}".strip()
     if 300 <= status < 400:
         location = response.headers.get("location")
-        where = f" (to {location})" if location else ""
-        return Refused(f"{message}: redirects are not followed{where}")
-    body = bytearray()
-    with contextlib.suppress(Failure):  # what came is told, even if it is cut short or late
-        while len(body) < ERROR_LIMIT and (block := next(blocks, b"")):
-            body += block
+        return Refused(
+            f"{message}: redirects are not followed{f' (to {location})' if location else ''}"
+        )
     text = body.removeprefix(BOM).decode(errors="replace").strip()
     words = page_words(text) if text.startswith("<") else api_words(text) or "no reason given"
     message += f": {words}"
@@ -1739,6 +1747,15 @@ def refusal(response: requests.Response, blocks: Iterator[bytes], *, has_key: bo
     if seconds >= 1:
         message += f"; asks to wait {min(seconds, 1e9):.0f} s"
     return Unavailable(message, repeat_after=seconds if status in REPEATABLE else None)
+
+
+def read_error(blocks: Iterator[bytes]) -> bytes:
+    """Return as much of an error's body as is of use, cut short or late or not."""
+    body = bytearray()
+    with contextlib.suppress(Failure):
+        while len(body) < ERROR_LIMIT and (block := next(blocks, b"")):
+            body += block
+    return bytes(body)
 
 
 def retry_after(response: requests.Response) -> float:
@@ -1804,7 +1821,7 @@ def page_words(text: str) -> str:
     """Return what a page of HTML or XML says: its title, if it has one."""
     import html
 
-    title = re.search(r"(?i)<(?:title|message)\b[^<>]*>([^<]*)", text)
+    title = re.search(r"(?i)<(?:title|message)\b[^<>]*>([^<]*)<", text)
     return (title and html.unescape(title[1]).strip()) or "a page of HTML"
 
 
@@ -2003,8 +2020,9 @@ def is_special(path: str) -> bool:
 
 def fd_of(path: str) -> int | None:
     """Return the descriptor that a name such as /dev/stdout stands for."""
-    match = re.fullmatch(r"/dev/(?:fd/(\d{1,5})|std(?:out|(err)))|/proc/self/fd/(\d{1,5})", path)
-    return int(match[1] or match[3] or (2 if match[2] else 1)) if match else None
+    path = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}.get(path, path)
+    match = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", path)
+    return int(match[1][:9]) if match else None
 
 
 @contextlib.contextmanager
@@ -2187,7 +2205,7 @@ class Command(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: list[tuple[str, list[tuple[str, str]]]] = []
         for param in self.params:
-            if row := param.get_help_record(ctx):
+            if isinstance(param, click.Option) and (row := param.get_help_record(ctx)):
                 if param.name in HEADINGS:
                     sections.append((HEADINGS[param.name], []))
                 sections[-1][1].append(row)
@@ -2259,8 +2277,10 @@ def check_options(
         raise BadInput("-a needs exactly one -f")
     if files[0] == "-" or is_special(files[0]):
         raise BadInput(f"-a cannot append to {name_of(files[0])}: drop it, or name a file with -f")
-    with at(files[0]):
-        if output and os.path.realpath(output) == os.path.realpath(files[0]):
+    if output:
+        with at(files[0]):  # the working directory may be gone
+            is_same = os.path.realpath(files[0]) == os.path.realpath(output)
+        if is_same:
             raise BadInput(f"-a and -o would both write to {output}; drop one")
 
 
@@ -2482,9 +2502,11 @@ def explain_usage(error: click.UsageError) -> str:
         hint = hint or ("; a prompt that begins with - goes after --" if is_prompt else SEE_HELP)
         return f"no such option: {error.option_name}{hint}"
     message = error.message[:1].lower() + error.message[1:].rstrip(".")
-    if isinstance(error, click.BadParameter) and isinstance(option := error.param, click.Option):
-        is_given = any(word.partition("=")[0] in option.opts for word in sys.argv[1:])
-        place = option.opts[0] if is_given or not option.envvar else option.envvar
+    if isinstance(error, click.BadParameter):
+        option, place = error.param, "PROMPT"
+        if isinstance(option, click.Option):
+            is_given = any(word.partition("=")[0] in option.opts for word in sys.argv[1:])
+            place = option.opts[0] if is_given or not option.envvar else str(option.envvar)
         return f"{place}: {message}"
     return f"{message}{SEE_HELP}"
 

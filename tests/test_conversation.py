@@ -252,7 +252,7 @@ BAD = [
     ("- user: [{text: hi}]", "message 1: content: part 1: 'type' is missing"),
     (
         "- user: [{tpye: text, text: hi}]",
-        "message 1: content: part 1: 'type' is missing; did you mean 'type' by 'tpye'?",
+        "message 1: content: part 1: 'type' is missing; is 'tpye' a typo?",
     ),
     ("- user: [{type: text}]", "message 1: content: part 1: 'text' is missing"),
     (
@@ -266,26 +266,24 @@ BAD = [
     ("- hello", 'message 1: expected {role: ..., content: ...}, found "hello"'),
     ("- {}", "message 1: 'role' is missing"),
     ("- content: hi", "message 1: 'role' is missing"),
-    ("- rol: user\n  content: hi", "message 1: 'role' is missing; did you mean 'role' by 'rol'?"),
+    ("- rol: user\n  content: hi", "message 1: 'role' is missing; is 'rol' a typo?"),
     ("- role: user", "message 1: 'content' is missing"),
     (
         "- user: hi\n- {role: user, contnet: hi}",
-        "message 2: 'content' is missing; did you mean 'content' by 'contnet'?",
+        "message 2: 'content' is missing; is 'contnet' a typo?",
     ),
     (
         "- usr: hi",
-        "message 1: unknown role \"usr\"; did you mean 'user'?;"
-        " the roles are system, user, assistant, tool, function, developer",
+        "message 1: unknown role \"usr\"; did you mean 'user'?",
     ),
     (
         "- {role: bot, content: hi}",
         'message 1: unknown role "bot";'
-        " the roles are system, user, assistant, tool, function, developer",
+        " expected one of system, user, assistant, tool, function, developer",
     ),
     (
         "- {role: [user], content: hi}",
-        "message 1: unknown role a list; did you mean 'user'?;"
-        " the roles are system, user, assistant, tool, function, developer",
+        "message 1: unknown role a list; did you mean 'user'?",
     ),
     ("role: user\ncontent: 1", "message 1: content: read as 1, not as text; quote it"),
     (
@@ -294,7 +292,7 @@ BAD = [
     ),
     (
         "- user: " + "1:" * 300 + "1.0",
-        'line 1: "1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1:1... is not a valid float',
+        'line 1: "' + "1:" * 29 + "1... is not a valid float",
     ),
     ("history: hi", 'history: expected a list of messages, found "hi"'),
     ("history:", "history: expected a list of messages, found nothing"),
@@ -319,7 +317,7 @@ BAD = [
     ('{"temperature": -Infinity}', "temperature: NaN and infinity are not JSON"),
     ('{"temperature": 1e999}', "temperature: NaN and infinity are not JSON"),
     ('[{"user": "\\ud83d"}]', "message 1: contains half of a surrogate pair"),
-    ("- user: a\n---\n- user: b", f"line 2: a second YAML document{A_TEXT}"),
+    ("- user: a\n---\n- user: b", "line 2: a second YAML document"),
     (
         "- user: hi\n- user: !!binary aGk=",
         "line 2: the YAML tag !!binary is not accepted; remove it",
@@ -367,20 +365,16 @@ def test_a_bad_file_is_one_line_that_says_where(
     with pytest.raises(xchat.BadInput) as caught:
         xchat.read_conversations([str(path)])
     place, said = caught.value.message.split(": ", 1)
-    said = said.replace("tag:yaml.org,2002:", "!!")
     assert (place, "\n" in said) == (str(path), False)
     assert any(
-        said.startswith(words) if words.endswith(": ") else said == words
+        said.startswith(words) if words.endswith(": ") else said in (words, words + A_TEXT)
         for words in ([message] if isinstance(message, str) else message)
     )
 
 
 def test_a_bad_file_ends_in_status_2_and_nothing_is_sent(api: Api, run: Run, file: File) -> None:
     result = run("-f", file("- usr: hi", "my file"), "hi")
-    message = (
-        "xchat: my file: message 1: unknown role \"usr\"; did you mean 'user'?;"
-        " the roles are system, user, assistant, tool, function, developer\n"
-    )
+    message = "xchat: my file: message 1: unknown role \"usr\"; did you mean 'user'?\n"
     assert result == Result(b"", message, 2)
     assert api.requests == []
 

@@ -103,13 +103,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="no way out is named"))
-        for name in OTHERS
-    ],
-)
+@pytest.mark.parametrize("name", OTHERS)
 def test_a_text_that_looks_like_yaml(run: Run, file: File, name: str) -> None:
     result = run("--dry-run", "-f", file(OTHERS[name]), "Summarize")
     assert (result.out, result.status, result.err.count("\n")) == (b"", 2, 1)
@@ -124,7 +118,10 @@ def test_the_way_out_works(api: Api, run: Run, tmp_path: Path) -> None:
     assert api.body["messages"] == [{"role": "user", "content": f"Summarize\n\n{LOG}"}]
 
 
-EMPTY = "xchat: standard input was empty; only the arguments are sent (2>&1 would include error messages)\n"
+EMPTY = (
+    "xchat: standard input was empty; only the arguments are sent"
+    " (2>&1 would include error messages)\n"
+)
 
 
 @pytest.mark.parametrize("stdin", [b"", b"\n", b" \t\r\n"])
@@ -224,7 +221,7 @@ RAW = [
     ('[{"user": "a"},\n {"user": "one\n\ntwo"},\n]', 2),
     ('{"user": "a"}\n{"user": "one\ntwo"}\n', 2),
     ('{"model": "m",\n\n "system": "one\n"}', 3),
-    ('{"a\nb": "c"}', 1),
+    ('{"user\n": "c"}', 1),
 ]
 
 
@@ -378,7 +375,6 @@ def test_a_failure_adds_nothing_to_a_redirected_file(
     assert (tmp_path / "log").read_text() == "one\n"
 
 
-@pytest.mark.xfail(strict=True, reason="it is asked, and the reply is lost")
 @pytest.mark.parametrize("name", ["/dev/fd/9", "/proc/self/fd/9", "/dev/fd/99999999999999999999"])
 def test_a_descriptor_that_is_not_open_is_told_before_a_reply_is_paid_for(
     api: Api, run: Run, name: str
@@ -391,7 +387,6 @@ def test_a_descriptor_that_is_not_open_is_told_before_a_reply_is_paid_for(
     assert api.requests == []
 
 
-@pytest.mark.xfail(strict=True, reason="status 1 and a message")
 def test_a_reader_that_has_gone_ends_it_as_without_the_option(api: Api, run: Run) -> None:
     api.will(reply(completion()), reply(completion()))
     for args in ([], ["-o", "/dev/stdout"]):

@@ -28,7 +28,10 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-EMPTY = "xchat: standard input was empty; only the arguments are sent (2>&1 would include error messages)\n"
+EMPTY = (
+    "xchat: standard input was empty; only the arguments are sent"
+    " (2>&1 would include error messages)\n"
+)
 
 
 def prompt_of(result: Result, *, warning: str = "") -> str:

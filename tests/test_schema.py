@@ -30,7 +30,10 @@ def test_with_a_schema_the_reply_must_be_json(
     is_stream = "--stream" in args
     api.will([STREAM_HEAD + stream(text)] if is_stream else reply(completion(text)))
     result = run("--schema", file("{}"), *args, "Who?")
-    assert (result.err, result.status) == ("xchat: the reply is not JSON\n", 1)
+    assert (result.err, result.status) == (
+        f"xchat: {api.host}: the reply is not JSON (request id req-7)\n",
+        1,
+    )
     out = json.dumps(completion(text)) if args == ["--json"] else "" if "-o" in args else text
     assert result.out.decode() == (out and out + "\n")
     assert not (run.home / "out").exists()

@@ -86,7 +86,6 @@ def test_a_directory_that_is_not_hashed(api: Api, run: Run, bundle: str, name: s
     assert refused(run, name, directory) == f"xchat: {name}: {directory}: {UNHASHED}\n"
 
 
-@pytest.mark.xfail(strict=True, reason="the whole list is looked for as one file")
 def test_a_list_of_directories_that_are_not_hashed(api: Api, run: Run, tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -119,7 +118,6 @@ def test_the_second_directory_of_a_list_has_the_certificate(
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.xfail(strict=True, reason="the name is cut at the colon")
 def test_a_file_with_a_colon_in_its_name(api: Api, run: Run, bundle: str, name: str) -> None:
     path = bundle.replace("ca.pem", "a:b.pem")
     os.rename(bundle, path)
