@@ -113,9 +113,9 @@ def test_the_certificate_and_the_trust_store_are_shown(
         "* looking up 127.0.0.1",
         f"* connecting to 127.0.0.1 port {api.port}",
     ]
-    assert re.fullmatch(CERTIFICATE, lines[3])
-    assert lines[4] == "* connected"
-    assert lines[5] == "> POST /v1/chat/completions HTTP/1.1"
+    assert re.fullmatch(CERTIFICATE, lines[4])
+    assert lines[5] == "* connected"
+    assert lines[6] == "> POST /v1/chat/completions HTTP/1.1"
 
 
 def test_https_through_a_proxy_is_shown_without_its_password(
