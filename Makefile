@@ -52,7 +52,7 @@ $(VENV)/model: $(VENV)/made
 	@touch $@
 
 test: $(VENV)/made
-	$(VENV)/bin/pytest -n 2
+	$(VENV)/bin/pytest -n 3 --dist worksteal
 
 $(VENV)/made: setup.cfg pyproject.toml $(PINS)
 	@$(need_python)

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +29,27 @@ File = Callable[..., str]  # the fixture file()
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 
 
+def needs(*programs: str) -> pytest.MarkDecorator:
+    missing = [program for program in programs if not shutil.which(program)]
+    return pytest.mark.skipif(bool(missing), reason=f"not on this machine: {', '.join(missing)}")
+
+
+def needs_file(path: str) -> pytest.MarkDecorator:
+    """What Linux has and macOS lacks, such as /proc."""
+    return pytest.mark.skipif(not Path(path).exists(), reason=f"there is no {path}")
+
+
+needs_limit = pytest.mark.skipif(
+    sys.platform == "darwin", reason="macOS does not limit the memory of a process"
+)
+
+
+def limit(seconds: int = 15) -> None:
+    """Limit a process, which calls this before it begins, to 1 GiB and to seconds of CPU time."""
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+
+
 @dataclass
 class Result:
     out: bytes
@@ -45,7 +68,7 @@ class Run:
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.env = {"PATH": os.defpath, "HOME": str(home), "LANG": "C.UTF-8"}
+        self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
         self.command = [sys.executable, str(XCHAT)]
 
     def start(self, *args: str | bytes, env: dict[str, str] | None = None, **popen: Any) -> Any:
@@ -86,7 +109,7 @@ class Shell(Run):
         super().__init__(home)
         (home / "bin").mkdir()
         self.put("xchat", " ".join(f"'{word}'" for word in self.command) + ' "$@"')
-        self.env["PATH"] = f"{home / 'bin'}:{os.defpath}"
+        self.env["PATH"] = f"{home / 'bin'}:{self.env['PATH']}"
         self.command = ["sh", "-c"]
 
     def put(self, name: str, script: str) -> None:

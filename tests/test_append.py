@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TOP, File, Result, Run
+from conftest import TOP, File, Result, Run, needs, needs_file
 from server import STREAM_HEAD, Api, completion, reply, stream
 from test_conversation import GOOD, mutate
 
@@ -593,6 +593,7 @@ def without_privileges(command: list[str]) -> list[str]:
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
 
 
+@needs(*["setpriv"] * (os.geteuid() == 0))
 def test_what_cannot_be_written_is_told_before_a_reply_is_paid_for(
     api: Api, run: Run, tmp_path: Path
 ) -> None:
@@ -657,6 +658,7 @@ def test_a_signal_as_the_file_is_renamed_is_no_failure(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@needs_file("/dev/full")
 def test_the_turn_is_not_added_where_the_output_cannot_be_written(
     api: Api, run: Run, file: File, tmp_path: Path
 ) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 import pytest
-from conftest import TOP, Result, Run
+from conftest import TOP, Result, Run, needs
 
 import xchat
 
@@ -44,11 +44,6 @@ def call(*args: str | Path, cwd: Path = TOP, **env: str) -> str:
 
 def files_below(top: Path) -> list[str]:
     return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
-
-
-def needs(*programs: str) -> pytest.MarkDecorator:
-    missing = [program for program in programs if not shutil.which(program)]
-    return pytest.mark.skipif(bool(missing), reason=f"not on this machine: {', '.join(missing)}")
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +248,8 @@ def test_every_package_that_the_tests_install_is_pinned() -> None:
 def test_the_oldest_releases_that_are_tested_are_those_that_setup_cfg_admits() -> None:
     setup = configparser.ConfigParser()
     setup.read(TOP / "setup.cfg")
-    wanted = re.findall(r"^(\w+)>=([\d.]+)$", setup["options"]["install_requires"], re.MULTILINE)
+    needed = setup["options"]["install_requires"] + setup["options.extras_require"]["socks"]
+    wanted = re.findall(r"^(\w+)>=([\d.]+)$", needed, re.MULTILINE)
     pins = re.findall(r"^(\w+)==([\d.]+)", (TOP / "tests" / "oldest.txt").read_text(), re.MULTILINE)
     assert {(name, version.removesuffix(".0")) for name, version in pins} >= set(wanted)
     assert {name for name, _version in pins} == {name for name, _version in wanted}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import click
 import pytest
-from conftest import TOP, Shell
+from conftest import TOP, Shell, needs
 from server import Api, completion, reply
 
 import xchat
@@ -143,7 +142,7 @@ def test_no_example_is_longer_than_the_line() -> None:
     assert [line for line in lines if indent + len(line) > 78] == []
 
 
-@pytest.mark.skipif(not shutil.which("mandoc"), reason="mandoc is not on this machine")
+@needs("mandoc")
 def test_the_page_is_as_mandoc_wants_it() -> None:
     lint = ["mandoc", "-Tlint", "-Wstyle", str(TOP / "man" / "xchat.1")]
     result = subprocess.run(lint, stdout=-1, stderr=subprocess.STDOUT, text=True, check=False)
@@ -184,14 +183,17 @@ def prepared(shell: Shell, tmp_path: Path) -> Shell:
     return shell
 
 
-@pytest.mark.parametrize(("example", "shown"), examples_with_output())
+@pytest.mark.parametrize(
+    ("example", "shown"),
+    [
+        pytest.param(*pair, marks=needs(*re.findall(r"\b(?:curl|jq|parallel|xargs)\b", pair[0])))
+        for pair in examples_with_output()
+    ],
+)
 def test_an_example_runs(
     shell_api: Api, prepared: Shell, tmp_path: Path, example: str, shown: str
 ) -> None:
     api, shell = shell_api, prepared
-    for tool in ("jq", "curl", "parallel"):
-        if tool in example and not shutil.which(tool):
-            pytest.skip(f"{tool} is not on this machine; .ci/run installs it")
     is_many = any(word in example for word in ("while", "xargs", "parallel"))
     requests = 0 if any(word in example for word in SENDS_NOTHING) else 2 if is_many else 1
     odd = next((ODD_EXAMPLES[word] for word in ODD_EXAMPLES if word in example), None)

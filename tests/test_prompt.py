@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import File, Result, Run, body_of
+from conftest import File, Result, Run, body_of, needs_file
 from server import Api, completion, reply
 
 MIB = 1 << 20
@@ -170,22 +170,6 @@ def test_a_terminal_is_not_read_when_a_user_message_is_last(
     assert prompt_of(run("--dry-run", "-f", name, stdin=terminal[1])) == "The question"
 
 
-def test_a_silent_pipe_gets_one_hint(run: Run) -> None:
-    process = run.start("--dry-run", "words", stdin=subprocess.PIPE)
-    hint = process.stderr.readline()
-    assert hint == b"xchat: still waiting for standard input; use -n to ignore it\n"
-    out, rest = process.communicate(b"late", timeout=20)
-    assert (rest, process.returncode) == (b"", 0)
-    assert b'"content":"words\\n\\nlate"' in out
-
-
-def test_a_silent_pipe_for_a_file_gets_a_hint_too(run: Run) -> None:
-    process = run.start("--dry-run", "words", "-f", "-", stdin=subprocess.PIPE)
-    assert process.stderr.readline() == b"xchat: still waiting for standard input\n"
-    _out, rest = process.communicate(b"- user: Hi", timeout=20)
-    assert (rest, process.returncode) == (b"", 0)
-
-
 def test_a_pipe_that_does_not_block_is_read_to_its_end(run: Run) -> None:
     read, write = os.pipe()
     os.set_blocking(read, False)
@@ -330,6 +314,7 @@ def test_the_names_of_files_are_bytes(run: Run, name: str) -> None:
         assert body["messages"][0] == {"role": "assistant", "content": "A"}
 
 
+@needs_file("/proc/self/maps")
 def test_the_slow_imports_are_done_before_standard_input_ends(api: Api, run: Run) -> None:
     api.will(reply(completion()))
     process = run.start(stdin=subprocess.PIPE)

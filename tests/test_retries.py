@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email.utils
 import re
-import shutil
 import socket
 import subprocess
 import threading
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run
+from conftest import Result, Run, needs
 from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, read_request, reply
 
 AGAIN = r"xchat: 127\.0\.0\.1:\d+: (.*); trying again in (\d+\.\d) s"
@@ -141,11 +140,10 @@ def test_a_retry_after_that_is_a_date(api: Api, run: Run) -> None:
 
 def test_waits_grow_and_stay_within_the_deadline(api: Api, run: Run) -> None:
     api.will(*[reply(b"no", "503 No")] * 9)
-    start = time.monotonic()
     result = run("--retries", "9", "--timeout", "6", "Hi")
-    assert time.monotonic() - start < 6
     assert (result.out, result.status) == (b"", 5)
     said = [wait for _why, wait in waits(result)]
+    assert sum(said) < 6
     assert len(api.requests) == len(said) + 1
     api.scripts.clear()
     assert 1 <= said[0] <= 2
@@ -154,9 +152,7 @@ def test_waits_grow_and_stay_within_the_deadline(api: Api, run: Run) -> None:
 
 def test_a_wait_that_ends_after_the_deadline_is_not_begun(api: Api, run: Run) -> None:
     api.will(overloaded(Retry_After="60"))
-    start = time.monotonic()
-    assert run("--retries", "9", "--timeout", "10", "Hi").status == 5
-    assert time.monotonic() - start < 2
+    assert run("--retries", "9", "--timeout", "50", "Hi").status == 5  # run() waits for 30 s
 
 
 def test_a_connection_that_is_refused_is_tried_again(run: Run) -> None:
@@ -209,7 +205,7 @@ class Busy(Api):
 def busy(run: Run, tmp_path: Path) -> Any:
     server = Busy()
     run.env["XCHAT_BASE_URL"] = server.url
-    run.env["PATH"] = f"{tmp_path / 'bin'}:/usr/bin:/bin"
+    run.env["PATH"] = f"{tmp_path / 'bin'}:{run.env['PATH']}"
     (tmp_path / "bin").mkdir()
     command = tmp_path / "bin" / "xchat"
     command.write_text("#!/bin/sh\nexec " + " ".join(run.command) + ' "$@"\n')
@@ -228,18 +224,22 @@ def shell(run: Run, line: str) -> str:
     ).stdout.decode()
 
 
+@needs("xargs")
 def test_64_at_a_time_under_xargs(run: Run, busy: Busy) -> None:
-    out = shell(run, "xargs -P 64 -d '\\n' -n 1 xchat -q --retries 30 -n -- <list")
+    line = "tr '\\n' '\\0' <list | xargs -0 -P 64 -n 1 xchat -q --retries 30 -n --"
+    out = shell(run, line)
     assert sorted(busy.answered) == PROMPTS
     assert sorted(out.splitlines()) == [f"re: {prompt}" for prompt in PROMPTS]
 
 
+@needs("parallel")
 def test_64_at_a_time_under_parallel(run: Run, busy: Busy) -> None:
-    if not shutil.which("parallel"):
-        pytest.skip("GNU parallel is not on this machine; .ci/run installs it")
     line = "parallel -j 64 --joblog log --resume-failed xchat -q -n -- {} :::: list 2>/dev/null"
     out = ""
     for _ in range(20):
+        is_done = len(busy.answered) == len(PROMPTS)
         out += shell(run, line)
+        if is_done:  # and the last time asked for nothing
+            break
     assert sorted(busy.answered) == PROMPTS  # each was paid for exactly once
     assert sorted(out.splitlines()) == [f"re: {prompt}" for prompt in PROMPTS]

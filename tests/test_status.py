@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import pytest
-from conftest import Result, Run
+from conftest import Result, Run, needs
 from server import HANG, RESET, Api, completion, reply
 
 ERRORS = [
@@ -177,11 +177,15 @@ def test_a_redirect_is_not_followed(api: Api, run: Run, status: int, location: s
 
 
 def test_the_body_of_a_redirect_or_an_error_is_not_read_to_its_end(api: Api, run: Run) -> None:
-    endless: list[Any] = [b"HTTP/1.1 503 No\r\n\r\n", *[b"x" * (1 << 20)] * 500]
-    api.will(endless)
-    start = time.monotonic()
+    sent: list[int] = []
+
+    def send(connection: socket.socket) -> None:
+        connection.sendall(b"x" * (1 << 20))
+        sent.append(1)
+
+    api.will([b"HTTP/1.1 503 No\r\n\r\n", *[send] * 500])
     assert run("Hi", "--timeout", "20").status == 5
-    assert time.monotonic() - start < 5
+    assert len(sent) < 100
 
 
 def test_an_error_is_told_even_if_its_body_is_cut_short(api: Api, run: Run) -> None:
@@ -233,16 +237,16 @@ HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"
         [HANG],
         [HEAD, HANG],
         [b"HTTP/1.1 200 OK\r\n", *[b"X-%d: y\r\n" % n for n in range(99)], HANG],
-        [b"HTTP/1.1 200 OK\r\n", *[b"X", 0.05] * 200],
-        [HEAD, *[b" ", 0.05] * 200],
-        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"0", 0.05] * 200],
+        [b"HTTP/1.1 200 OK\r\n", *[b"X", 0.05] * 1000],
+        [HEAD, *[b" ", 0.05] * 1000],
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"0", 0.05] * 1000],
     ],
 )
 def test_the_deadline_is_for_the_whole_answer(api: Api, run: Run, steps: list[Any]) -> None:
     api.will(steps)
     start = time.monotonic()
-    result = run("--timeout", "2", "Hi")
-    assert 2 < time.monotonic() - start < 8
+    result = run("--timeout", "2", "Hi")  # which waits for 30 s at most
+    assert time.monotonic() - start > 2
     what = "not the whole answer" if steps[0] == HEAD and steps[1] == b" " else "no answer"
     message = f"xchat: {api.host}: {what} within 2 s; --timeout sets a longer limit\n"
     assert result == Result(b"", message, 3)
@@ -270,31 +274,33 @@ def test_connecting_has_10_seconds_at_most(run: Run) -> None:
             client.setblocking(False)
             client.connect_ex(address)
         env = {"XCHAT_BASE_URL": f"http://127.0.0.1:{address[1]}/v1"}
-        start = time.monotonic()
         result = run("--timeout", "1", "Hi", env=env)
-        assert time.monotonic() - start < 8
         message = f"xchat: 127.0.0.1:{address[1]}: no connection within 1 s\n"
         assert result == Result(b"", message, 3)
         for client in fill:
             client.close()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("waiting_for", ["standard input", "the answer"])
-def test_a_signal_ends_it_without_a_word(
-    api: Api, run: Run, number: signal.Signals, waiting_for: str
-) -> None:
-    if waiting_for == "the answer":
-        asked = threading.Event()
-        api.will([lambda _connection: asked.set(), HANG])
-        process = run.start("Hi")
-        assert asked.wait(20)
-    else:
-        process = run.start(stdin=subprocess.PIPE)
-        assert process.stderr.readline().startswith(b"xchat: still waiting for")
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_it_without_a_word(api: Api, run: Run, number: signal.Signals) -> None:
+    asked = threading.Event()
+    api.will([lambda _connection: asked.set(), HANG])
+    process = run.start("Hi")
+    assert asked.wait(20)
     process.send_signal(number)
     assert (process.wait(20), process.stdout.read(), process.stderr.read()) == (-number, b"", b"")
-    if process.stdin:
+
+
+def test_a_signal_ends_it_while_standard_input_is_silent(api: Api, run: Run) -> None:
+    processes = [run.start(stdin=subprocess.PIPE) for _ in SIGNALS]
+    for process, number in zip(processes, SIGNALS, strict=True):
+        assert process.stderr.readline().startswith(b"xchat: still waiting for")
+        process.send_signal(number)
+        assert process.wait(20) == -number
+        assert (process.stdout.read(), process.stderr.read()) == (b"", b"")
         process.stdin.close()
 
 
@@ -310,6 +316,7 @@ def test_a_signal_that_the_parent_ignores_stays_ignored(api: Api, run: Run) -> N
     assert (process.wait(20), process.stdout.read()) == (0, b"Hello\n")
 
 
+@needs("bash")
 def test_a_loop_of_bash_ends_with_the_interrupt(api: Api, run: Run) -> None:
     asked = threading.Event()
     api.will([lambda _connection: asked.set(), HANG])

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run
+from conftest import Result, Run, needs_file
 from server import (
     HANG,
     RESET,
@@ -363,10 +363,8 @@ def test_half_a_reply_is_written_and_never_a_success(
 
 def test_the_deadline_holds_for_a_stream_that_drips_comments(api: Api, run: Run) -> None:
     drip: list[Any] = [b": alive\n\n", 0.05]
-    api.will([STREAM_HEAD, event(chunk("Hel")), *drip * 200])
-    start = time.monotonic()
-    result = run("--stream", "--timeout", "2", "Hi")
-    assert time.monotonic() - start < 8
+    api.will([STREAM_HEAD, event(chunk("Hel")), *drip * 1000])
+    result = run("--stream", "--timeout", "2", "Hi")  # which waits for 30 s at most
     message = "not the whole answer within 2 s; --timeout sets a longer limit (request id req-7)"
     assert result == Result(b"Hel\n", f"xchat: {api.host}: {message}\n", 3)
 
@@ -643,6 +641,7 @@ def test_an_event_without_data_is_none(api: Api, run: Run) -> None:
     assert run("--stream", "Hi") == Result(b"Hello\n", "", 0)
 
 
+@needs_file("/proc/self/status")
 def test_a_slow_reader_does_not_fill_the_memory(api: Api, run: Run) -> None:
     """A server that floods: what is not read yet stays with the server."""
     flood = b"".join(event(chunk("x" * 1000)) for _ in range(1000))
@@ -655,6 +654,7 @@ def test_a_slow_reader_does_not_fill_the_memory(api: Api, run: Run) -> None:
     assert process.wait(20) == -signal.SIGPIPE
 
 
+@needs_file("/dev/full")
 def test_a_full_disk_during_a_stream_is_one_line(api: Api, run: Run) -> None:
     api.will([STREAM_HEAD, BODY])
     with open("/dev/full", "wb") as full:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import File, Result, Run
+from conftest import File, Result, Run, needs
 from network import bundle_of, hashed, tls_for
 from server import Api, completion, reply
 
@@ -98,6 +98,7 @@ def test_a_file_is_trusted(api: Api, run: Run, bundle: str, name: str) -> None:
     assert run("Hi", env={name: bundle}) == HELLO
 
 
+@needs("openssl")
 @pytest.mark.parametrize("name", VARIABLES)
 def test_a_hashed_directory_is_trusted(
     api: Api, run: Run, bundle: str, tmp_path: Path, name: str
@@ -106,6 +107,7 @@ def test_a_hashed_directory_is_trusted(
     assert run("Hi", env={name: hashed(bundle, tmp_path / "hashed")}) == HELLO
 
 
+@needs("openssl")
 @pytest.mark.parametrize("first", ["/nowhere", "unhashed", "of another"])
 def test_the_second_directory_of_a_list_has_the_certificate(
     api: Api, run: Run, bundle: str, tmp_path: Path, first: str
@@ -142,6 +144,7 @@ def test_which_file_was_used_is_told(api: Api, run: Run, tmp_path: Path, name: s
     assert untrusted(api, run, {name: path}) == f"(trusted: {path})"
 
 
+@needs("openssl")
 def test_which_directories_were_used_is_told(api: Api, run: Run, tmp_path: Path) -> None:
     stores = [
         hashed(bundle_of(trustme.CA(), tmp_path / f"{name}.pem"), tmp_path / name)

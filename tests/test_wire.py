@@ -9,13 +9,14 @@ import os
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
-from conftest import File, Result, Run
+from conftest import File, Result, Run, needs
 from server import Api, completion, reply
 
 KEY = "xai-abcDEF0123456789"
@@ -418,6 +419,7 @@ def test_a_trust_store_of_ones_own(run: Run, authority: trustme.CA, bundle: str,
     assert api.problems == []
 
 
+@needs("openssl")
 def test_a_directory_of_hashed_certificates(
     run: Run, authority: trustme.CA, bundle: str, tmp_path: Path
 ) -> None:
@@ -489,7 +491,7 @@ def test_https_to_a_server_that_speaks_http(run: Run) -> None:
     assert result.err == f"xchat: 127.0.0.1:{port}: does not speak https\n"
 
 
-@pytest.mark.skipif(not Path("/proc/self/net/tcp").exists(), reason="a way of Linux to look")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems name the options differently")
 def test_the_connection_is_kept_alive_and_sends_at_once(run: Run, tmp_path: Path) -> None:
     """Read back the options of the socket that a run really uses, from within that run."""
     (tmp_path / "sitecustomize.py").write_text(SPY)
