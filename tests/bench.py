@@ -1,15 +1,21 @@
 """Measure whole processes: xchat beside what else does the same, in one table.
 
-A server on loopback answers at once. The Python of the virtual environment runs the rivals, too;
-curl, jq, openssl and, where they are, valgrind and llm are those on PATH. The runs of a case are
-interleaved, and the figures are medians.
+A server on loopback answers at once. The title of a stream says whether it is chunked, with one
+event in each chunk, as real servers send it, or ends where the server closes the connection; other
+replies have a fixed length. The Python of the virtual environment runs the rivals, too; curl, jq,
+openssl and, where they are, valgrind and llm are those on PATH.
+
+The rivals of a case take turns. Figures are medians, ratios the medians of the ratios within each
+round, which a busy machine disturbs least.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
+import math
 import os
 import pty
 import re
@@ -23,7 +29,7 @@ import tempfile
 import threading
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,41 +120,60 @@ def completion(text: str) -> bytes:
     return json.dumps(value).encode()
 
 
-LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
-BODIES: dict[str, Callable[[], bytes]] = {
-    "plain": lambda: completion("Hello"),
-    "large": lambda: completion("a line of the reply\n" * MB),
-    "events": lambda: event("word ") * 2000 + LAST,
-    "bulk": lambda: event("word ") * (20 * MB // len(event("word "))) + LAST,
-}
 MB = 1_000_000
-HEAD = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: {}\r\n{}\r\n"
+SMALL = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
+LAST = [
+    b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n',
+    b"data: [DONE]\n\n",
+]
+ANSWERS: dict[str, Callable[[], list[bytes]]] = {  # each of one part, or of one for each event
+    "plain": lambda: [completion("Hello")],
+    "large": lambda: [completion("a line of the reply\n" * MB)],
+    "events": lambda: [event("word ")] * 2000 + LAST,
+    "small": lambda: [SMALL] * 20_000 + LAST,
+    "bulk": lambda: [event("word ")] * (20 * MB // len(event("word "))) + LAST,
+}
 
 
 def serve(listener: socket.socket, context: ssl.SSLContext | None) -> None:
     """Answer forever; say on standard output when a whole request was there, and what was sent."""
-    bodies: dict[str, bytes] = {}
     while True:
         connection, _address = listener.accept()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if context:
             connection = context.wrap_socket(connection, server_side=True)
         with connection:
-            name = read_request(connection)
+            name, framing = read_request(connection)
             times = [time.monotonic()]
-            if name in BODIES:
-                body = bodies.setdefault(name, BODIES[name]())
-                is_stream = body.startswith(b"data")
-                kind = "text/event-stream" if is_stream else "application/json"
-                length = "" if is_stream else f"Content-Length: {len(body)}\r\n"
-                connection.sendall(HEAD.format(kind, length).encode() + body)
+            if name in ANSWERS:
+                connection.sendall(make_answer(name, framing))
             else:
-                times += drip(connection, is_chunked=name == "chunked")
+                times += drip(connection, framing)
         print(json.dumps(times), flush=True)
 
 
-def read_request(connection: socket.socket) -> str:
-    """Return the first part of the path, when all of the request was read."""
+@functools.cache
+def make_answer(name: str, framing: str) -> bytes:
+    parts = [frame(part, framing) for part in [*ANSWERS[name](), b""]]
+    return make_head(framing, len(parts[0])) + b"".join(parts)
+
+
+def frame(part: bytes, framing: str) -> bytes:
+    """Return what is sent for a part of the body; the empty one ends it."""
+    return b"%x\r\n%b\r\n" % (len(part), part) if framing == "chunked" else part
+
+
+def make_head(framing: str, length: int = 0) -> bytes:
+    lines = {
+        "fixed": f"Content-Type: application/json\r\nContent-Length: {length}\r\n",
+        "chunked": "Content-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n",
+        "until-close": "Content-Type: text/event-stream\r\n",
+    }
+    return f"HTTP/1.1 200 OK\r\nConnection: close\r\n{lines[framing]}\r\n".encode()
+
+
+def read_request(connection: socket.socket) -> list[str]:
+    """Return the first two parts of the path, when all of the request was read."""
     head = b""
     while b"\r\n\r\n" not in head:
         head += connection.recv(65536)
@@ -158,26 +183,19 @@ def read_request(connection: socket.socket) -> str:
     missing = int(re.findall(rb"(?i)content-length: (\d+)", head)[0]) - len(begin)
     while missing:
         missing -= len(connection.recv(min(missing, 1 << 20)))
-    return head.split(b"/")[1].decode()
+    return head.decode().split("/")[1:3]
 
 
-def drip(connection: socket.socket, *, is_chunked: bool) -> Iterator[float]:
+def drip(connection: socket.socket, framing: str) -> Iterator[float]:
     """Send one event after the other, and yield when each was sent."""
-    coding = "Transfer-Encoding: chunked\r\n" if is_chunked else ""
-    connection.sendall(HEAD.format("text/event-stream", coding).encode())
-
-    def send(data: bytes) -> float:
-        now = time.monotonic()
-        connection.sendall(b"%x\r\n%b\r\n" % (len(data), data) if is_chunked else data)
-        return now
-
+    connection.sendall(make_head(framing))
     for _ in range(EVENTS):
         time.sleep(GAP)
-        yield send(event("x" * WIDTH))
+        now = time.monotonic()
+        connection.sendall(frame(event("x" * WIDTH), framing))
+        yield now
     time.sleep(GAP)
-    send(LAST)
-    if is_chunked:
-        connection.sendall(b"0\r\n\r\n")
+    connection.sendall(b"".join(frame(part, framing) for part in [*LAST, b""]))
 
 
 # What the server needs first ------------------------------------------------------------------
@@ -203,9 +221,10 @@ def make_files(directory: Path) -> None:
         "minimal.py": MINIMAL,
         "obvious.py": OBVIOUS,
         "prompt": "Hello\n",
-        "large": 'a line of a long prompt, "quoted"\n' * (50 * MB // 34),
+        "large": 'a line of a long prompt, "quoted"\n' * (8 * MB // 34),
         "history.json": json.dumps(history),
         "history.yaml": make_yaml(history),
+        "appended.yaml": make_yaml(history),
     }
     for name, text in files.items():
         (directory / name).write_text(text)
@@ -259,13 +278,15 @@ class Rival(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Of one run: seconds and megabytes, and the delays of events in milliseconds."""
+    """Of one run: milliseconds, megabytes, and millions of instructions; NaN: not measured."""
 
     wall: float
-    cpu: float
+    cpu: float  # of the process and those that it starts
     memory: float
-    sent: float | None  # from the start until the server had all of the request
-    delays: list[float]
+    sent: float = math.nan  # from the start until the server had all of the request
+    p50: float = math.nan  # the percentiles of the delays of the events
+    p99: float = math.nan
+    instructions: float = math.nan
 
 
 class Bench:
@@ -309,24 +330,28 @@ class Bench:
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0, (rival, process.returncode)
         assert arrivals or not base_url, rival
-        sent, delays = None, []
+        cpu = (usage.ru_utime + usage.ru_stime) * 1000
+        figures = Figures((end - start) * 1000, cpu, usage.ru_maxrss / 1000)
         if base_url:
             assert self.server.stdout
             sent, *times = json.loads(self.server.stdout.readline())
+            figures = figures._replace(sent=(sent - start) * 1000)
             if times:
                 delays = delays_of(times, arrivals, event_size)
-        cpu = usage.ru_utime + usage.ru_stime
-        return Figures(end - start, cpu, usage.ru_maxrss / 1000, sent and sent - start, delays)
+                percentiles = statistics.quantiles(delays, n=100)
+                figures = figures._replace(p50=percentiles[49], p99=percentiles[98])
+        return figures
 
 
 def read_all(fd: int) -> list[tuple[float, int]]:
     """Return when output came, and how many bytes of it there were by then."""
     size = 0
-    arrivals = []
+    arrivals: list[tuple[float, int]] = []
     try:
-        while block := os.read(fd, 1 << 20):
+        while block := os.read(fd, 1 << 16):
             size += len(block)
-            arrivals.append((time.monotonic(), size))
+            if len(arrivals) < 10 * EVENTS:  # in memory, which counts as that of the next process
+                arrivals.append((time.monotonic(), size))
     except OSError:  # the end of a terminal
         pass
     os.close(fd)
@@ -362,7 +387,7 @@ class Case(NamedTuple):
     """What is measured: the server's answer, the rivals' command lines, standard input."""
 
     title: str
-    answer: str  # what the server sends; "": it is not asked
+    answer: str  # what the server sends, and how; "": it is not asked
     rivals: list[Rival]
     runs: int = 21
     stdin: Path | float = 0.0
@@ -400,137 +425,144 @@ def make_cases(python: str, directory: Path) -> list[Case]:
     prompt, large = directory / "prompt", directory / "large"
     cases = [
         Case("--help", "", [xchat("--help"), *bare, obvious("--help")], counted=True),
-        Case("a reply, http", "plain", plain, 41, counted=True, stdin=prompt),
-        Case("a reply, https", "plain", plain[:4], 41, tls=True, counted=True, stdin=prompt),
-        Case("a prompt in 0.2 s", "plain", plain, stdin=0.2),
-        Case("2,000 events", "events", streams, stdin=prompt),
-        Case("20 MB of events", "bulk", streams, 5, stdin=prompt),
-        Case("a prompt of 50 MB", "plain", plain[:4], 5, stdin=large),
-        Case("a reply of 20 MB", "large", plain[:4], 5, stdin=prompt),
+        Case("a reply, http", "plain/fixed", plain, 41, counted=True, stdin=prompt),
+        Case("a reply, https", "plain/fixed", plain[:4], 41, tls=True, counted=True, stdin=prompt),
+        Case("a prompt in 0.2 s", "plain/fixed", plain, stdin=0.2),
+        Case("a prompt of 8 MB", "plain/fixed", plain[:4], 11, stdin=large),
+        Case("a reply of 20 MB", "large/fixed", plain[:4], 11, stdin=prompt),
     ]
     for suffix in ("json", "yaml"):
         name = f"history.{suffix}"
         rivals = [xchat("-f", name), obvious("-f", name)]
-        rivals += [minimal(name)] if suffix == "json" else []
-        cases.append(Case(f"5 MB of {suffix.upper()}", "plain", rivals, 5, stdin=prompt))
-    for way in ("chunked", "plain"):
-        for place in ("a pipe", "a terminal"):
-            title = f"{way} events to {place}"
-            answer = {"chunked": "chunked", "plain": "unchunked"}[way]
-            cases.append(Case(title, answer, streams, 3, prompt, terminal=place == "a terminal"))
+        appending = xchat("-a", "-f", "appended.yaml")._replace(name="xchat -a")
+        rivals.append(minimal(name) if suffix == "json" else appending)
+        cases.append(Case(f"5 MB of {suffix.upper()}", "plain/fixed", rivals, 5, stdin=prompt))
+    for title, name, runs in [
+        ("2,000 events", "events", 21),
+        ("20,000 small events", "small", 11),
+        ("20 MB of events", "bulk", 7),
+        ("events to a pipe", "drip", 3),
+        ("events to a terminal", "drip", 3),
+    ]:
+        counted, terminal = name == "events", "terminal" in title
+        cases += [
+            Case(
+                f"{title}, {framing.replace('-', ' ')}",
+                f"{name}/{framing}",
+                streams,
+                runs,
+                prompt,
+                terminal=terminal,
+                counted=counted,
+            )
+            for framing in ("chunked", "until-close")
+        ]
     return cases
 
 
 # The table -----------------------------------------------------------------------------------
 
 
-class Row(NamedTuple):
-    """The medians of a rival's runs."""
-
-    wall: float
-    cpu: float
-    memory: float
-    sent: float | None
-    delays: tuple[float, float] | None  # the 50th and the 99th percentile
-    instructions: float | None
+Rows = dict[str, list[Figures]]  # the runs of each rival
 
 
-def measure(case: Case, bench: Bench, base_url: str) -> dict[str, Row]:
+def measure(case: Case, bench: Bench, base_url: str) -> Rows:
     """Run the rivals of a case, one after the other and again."""
-    figures: dict[str, list[Figures]] = {rival.name: [] for rival in case.rivals}
+    rows: Rows = {rival.name: [] for rival in case.rivals}
     for run in range(case.runs + 1):
         turn = run % len(case.rivals)  # so that none is always behind the same one
         for rival in case.rivals[turn:] + case.rivals[:turn]:
             size = len(event("x" * WIDTH)) if rival.name == "curl" else WIDTH
-            figures[rival.name].append(
+            rows[rival.name].append(
                 bench.run(
                     rival, base_url, stdin=case.stdin, terminal=case.terminal, event_size=size
                 )
             )
-    counts: dict[str, float] = {}
+    rows = {name: runs[1:] for name, runs in rows.items()}
     if case.counted and shutil.which("valgrind"):
-        counted = [rival for rival in case.rivals if rival.name not in ("curl|jq", "llm")]
-        counts = {rival.name: count(rival, bench, base_url, case.stdin) for rival in counted}
-    return {name: row_of(runs[1:], counts.get(name)) for name, runs in figures.items()}
+        for rival in case.rivals:
+            if rival.name not in ("curl", "curl|jq", "llm"):
+                number = count(rival, bench, base_url, case.stdin)
+                rows[rival.name] = [run._replace(instructions=number) for run in rows[rival.name]]
+    return rows
 
 
-def row_of(runs: list[Figures], instructions: float | None) -> Row:
-    def median(name: str) -> float:
-        values: list[float] = [getattr(figures, name) for figures in runs]
-        return statistics.median(values)
-
-    delays = statistics.quantiles([delay for run in runs for delay in run.delays] or [0, 0], n=100)
-    return Row(
-        median("wall"),
-        median("cpu"),
-        median("memory"),
-        None if runs[0].sent is None else median("sent"),
-        (delays[49], delays[98]) if runs[0].delays else None,
-        instructions,
-    )
+def median(runs: list[Figures], column: str) -> float:
+    return float(statistics.median(getattr(run, column) for run in runs))
 
 
-COLUMNS = ("wall ms", "ratio", "CPU ms", "MB", "sent ms", "p50 ms", "p99 ms", "M instr.")
+def ratio(runs: list[Figures], others: list[Figures], column: str) -> float:
+    """Return the median, over the rounds, of the ratio of a figure to that of another rival."""
+    pairs = zip(runs, others, strict=True)
+    return float(statistics.median(getattr(a, column) / getattr(b, column) for a, b in pairs))
 
 
-def write_case(title: str, rows: dict[str, Row]) -> None:
-    """Write the rows of a case; the ratio is to the wall time of the first one."""
+HEADINGS = "wall ms", "ratio", "CPU ms", "ratio", "MB", "sent ms", "p50 ms", "p99 ms", "M instr."
+FORMS = "8.1f", "8.2f", "8.1f", "8.2f", "8.0f", "8.1f", "8.3f", "8.3f", "8.0f"
+
+
+def write_line(title: str, name: str, cells: Iterable[str]) -> None:
+    print(f"{title:35}{name:9}{' '.join(f'{cell:>8}' for cell in cells)}".rstrip(), flush=True)
+
+
+def write_case(title: str, rows: Rows) -> None:
+    """Write the rows of a case; the ratios are to the first one."""
     first = next(iter(rows.values()))
-    for name, row in rows.items():
-        p50, p99 = row.delays or (None, None)
-        seconds = row.wall * 1000, row.wall / first.wall, row.cpu * 1000, row.memory
-        cells = [*seconds, row.sent and row.sent * 1000, p50, p99, row.instructions]
-        forms = ["8.1f", "6.2f", "8.1f", "6.0f", "8.1f", "7.3f", "7.3f", "8.0f"]
-        line = " ".join(
-            " " * int(form[0]) if cell is None else format(cell, form)
-            for cell, form in zip(cells, forms, strict=True)
+    for name, runs in rows.items():
+        figures = []
+        for column in Figures._fields:
+            figures.append(median(runs, column))
+            if column in ("wall", "cpu"):
+                figures.append(ratio(runs, first, column))
+        pairs = zip(figures, FORMS, strict=True)
+        write_line(
+            title, name, ("" if math.isnan(cell) else f"{cell:{form}}" for cell, form in pairs)
         )
-        print(f"{title:28}{name:9}{line}".rstrip(), flush=True)
         title = ""
 
 
-Table = dict[str, dict[str, Row]]
+RATIOS = [
+    ("--help", "wall", "click", 1.25),
+    ("a reply, http", "wall", "minimal", 0.88),
+    ("a reply, http", "instructions", "minimal", 1.0),
+    ("a reply, https", "wall", "minimal", 0.82),
+    ("a prompt of 8 MB", "wall", "minimal", 1.0),
+    ("a prompt of 8 MB", "cpu", "minimal", 1.0),
+    ("a prompt of 8 MB", "memory", "minimal", 1.2),
+    ("a reply of 20 MB", "wall", "minimal", 1.0),
+    ("a reply of 20 MB", "cpu", "minimal", 1.0),
+    ("2,000 events, chunked", "cpu", "obvious", 0.76),
+    ("20,000 small events, chunked", "cpu", "obvious", 0.9),
+    ("20 MB of events, chunked", "cpu", "obvious", 0.85),
+    ("2,000 events, until close", "cpu", "obvious", 0.8),
+    ("20 MB of events, until close", "cpu", "obvious", 0.8),
+]
 
 
-def quotient(table: Table, title: str, column: str, other: str) -> float | None:
-    """Return a figure of xchat's divided by the same of a rival; None: it was not measured."""
-    one, two = (getattr(table[title][name], column) for name in ("xchat", other))
-    return one / two if one and two else None
+def write_targets(table: dict[str, Rows]) -> None:
+    """Write what some figures are to be, and what they are."""
 
+    def write(text: str, figure: float, limit: float) -> None:
+        if not math.isnan(figure):
+            verdict = "  missed" if figure > limit else ""
+            print(f"{text:52}{figure:8.2f}   at most {limit:g}{verdict}")
 
-def write_targets(table: Table) -> None:
-    """Write what the figures are to be, in one run, and what they are."""
-    quotients = [
-        ("a reply, http", "wall", "minimal", 0.88),
-        ("a reply, http", "instructions", "minimal", 1.0),
-        ("a reply, https", "wall", "minimal", 0.82),
-        ("--help", "wall", "click", 1.25),
-        ("2,000 events", "cpu", "obvious", 0.8),
-        ("20 MB of events", "cpu", "obvious", 0.8),
-        ("a prompt of 50 MB", "memory", "minimal", 0.7),
-        ("a prompt of 50 MB", "wall", "minimal", 1.0),
-        ("a reply of 20 MB", "wall", "minimal", 1.0),
-    ]
-    found = [
-        (f"{title}: {column}, of {other}", quotient(table, title, column, other), limit)
-        for title, column, other, limit in quotients
-        if title in table
-    ]
-    if {"5 MB of JSON", "5 MB of YAML"} <= table.keys():
-        ratio = table["5 MB of YAML"]["xchat"].wall / table["5 MB of JSON"]["xchat"].wall
-        found.append(("5 MB of YAML: wall, of JSON", ratio, 5))
-    for title, rows in table.items():
-        delays = rows["xchat"].delays, rows["curl"].delays if "curl" in rows else None
-        if delays[0] and delays[1]:
-            found.append((f"{title}: p50, ms above curl", delays[0][0] - delays[1][0], 0.1))
-        if title == "a prompt in 0.2 s":
-            more = (rows["xchat"].wall - rows["curl|jq"].wall) * 1000
-            found.append((f"{title}: ms above curl|jq", more, 25))
+    def above(rows: Rows, other: str, column: str) -> float:
+        return median(rows["xchat"], column) - median(rows[other], column)
+
     print()
-    for title, figure, limit in found:
-        if figure is not None:
-            verdict = "" if figure <= limit else "  missed"
-            print(f"{title:48}{figure:8.2f}   at most {limit:g}{verdict}")
+    for title, column, other, limit in RATIOS:
+        if rows := table.get(title):
+            write(
+                f"{title}: {column}, of {other}", ratio(rows["xchat"], rows[other], column), limit
+            )
+    if rows := table.get("a prompt in 0.2 s"):
+        write("a prompt in 0.2 s: ms above curl|jq", above(rows, "curl|jq", "wall"), 25)
+    for title, rows in table.items():
+        if "curl" in rows:
+            write(f"{title}: p50, ms above curl", above(rows, "curl", "p50"), 0.1)
+    if rows := table.get("5 MB of YAML"):
+        write("-a to 5 MB of YAML: seconds of CPU", median(rows["xchat -a"], "cpu") / 1000, 0.65)
 
 
 # Main ----------------------------------------------------------------------------------------
@@ -545,7 +577,7 @@ def main() -> int:
     parser.add_argument("cases", metavar="CASE", nargs="*", help="a part of the title of a case")
     args = parser.parse_args()
     python = str(args.directory.absolute() / "bin" / "python")
-    table: Table = {}
+    table: dict[str, Rows] = {}
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         command = [sys.executable, __file__, "--serve", str(directory)]
@@ -554,7 +586,7 @@ def main() -> int:
         assert server.stdout
         ports = json.loads(server.stdout.readline())
         bench = Bench(directory, server)
-        print(f"{'':28}{'':9}{' '.join(f'{column:>8}' for column in COLUMNS)}")
+        write_line("", "", HEADINGS)
         for case in make_cases(python, directory):
             if not args.cases or any(part in case.title for part in args.cases):
                 place = f"{'https' if case.tls else 'http'}://127.0.0.1:{ports[case.tls]}"
