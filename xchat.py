@@ -25,6 +25,11 @@ from __future__ import annotations
 import gc
 
 gc.disable()  # before the imports, which it would scan again and again: 7 of 101 ms
+import signal
+
+interrupt = signal.getsignal(signal.SIGINT)
+if interrupt is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules load, it would be a traceback
 import atexit
 import contextlib
 import functools
@@ -36,7 +41,6 @@ import math
 import os
 import re
 import select
-import signal
 import stat
 import sys
 import time
@@ -44,6 +48,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
+
+signal.signal(signal.SIGINT, interrupt)
 
 if TYPE_CHECKING:
     import ipaddress
@@ -161,13 +167,29 @@ class StandardError(logging.Handler):
         write_error(f"{line}\n")
 
 
+def conceal(secret: str, name: str) -> None:
+    """Have hide() show the name in place of the secret, in whatever form a server echoes it."""
+    from urllib.parse import quote
+
+    if secret:
+        escaped = json.dumps(secret)[1:-1]
+        for form in (
+            secret,
+            quote(secret, safe="", errors="replace"),
+            escaped,
+            escaped.replace("/", "\\/"),
+        ):
+            hidden_words[form] = name
+
+
 def hide(text: str) -> str:
-    """Return the text without the hidden_words, which servers echo."""
+    """Return the text without the secrets."""
     for secret, name in sorted(hidden_words.items(), key=lambda item: -len(item[0])):
         if len(secret) > 7:
-            text = text.replace(secret, name)
+            pattern = f"(?:{UNPRINTABLE})?".join(map(re.escape, secret))
         else:  # it may well be a part of a word or of an address
-            text = re.sub(rf"(?<!\w)(?<!\w[.:-]){re.escape(secret)}(?!\w|[.:-]\w)", name, text)
+            pattern = rf"(?<!\w)(?<!\w[.:-]){re.escape(secret)}(?!\w|[.:-]\w)"
+        text = re.sub(pattern, name, text)
     return text
 
 
@@ -201,7 +223,7 @@ def read_server() -> Server:
         parts = parse_base_url(base_url)
     key = read_key()
     host = parts.hostname or ""
-    if not key and host == "api.x.ai":
+    if not key and host.rstrip(".") == "api.x.ai":
         raise BadInput(
             "no API key: set XAI_API_KEY, or XAI_API_KEY_FILE to a file that holds it"
             " (keys: https://console.x.ai)"
@@ -259,9 +281,13 @@ def check_url(url: str, *, schemes: Sequence[str]) -> SplitResult:
         raise BadInput(HAS_NOT_GRAPHIC)
     try:
         parts = urlsplit(url)
-        host, _port = parts.hostname or "", parts.port
+        host = parts.hostname or ""
     except ValueError:
         raise BadInput("not a URL") from None
+    try:
+        _port = parts.port
+    except ValueError:
+        raise BadInput("has no valid port") from None
     if parts.scheme not in schemes:
         raise BadInput(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
     address = address_of(host)
@@ -306,13 +332,13 @@ def read_key() -> str:
         raise BadInput(f"{name}: the key begins with 'Bearer '; remove that")
     if re.search(NOT_GRAPHIC, key):
         raise BadInput(f"{name}: the key {HAS_NOT_GRAPHIC}")
-    hidden_words.update({key: "[the key]"} if key else {})
+    conceal(key, "[the key]")
     return key
 
 
 def read_headers(text: str) -> dict[str, str]:
     """Return the headers that are lines "Name: value"; a message never shows a value."""
-    headers = {}
+    headers: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         name, colon, value = (part.strip() for part in line.partition(":"))
         if not line.strip():
@@ -323,8 +349,10 @@ def read_headers(text: str) -> dict[str, str]:
             raise BadInput(f"line {number}: {name}: the value is empty or not printable ASCII")
         if re.match(r"(authorization|host|transfer-encoding)$|content-", name, re.IGNORECASE):
             raise BadInput(f"line {number}: {name} is set by xchat itself")
+        if name.lower() in map(str.lower, headers):
+            raise BadInput(f"line {number}: {name} is given twice")
         headers[name] = value
-        hidden_words[value] = "[hidden]"
+        conceal(value, "[hidden]")
     return headers
 
 
@@ -354,7 +382,8 @@ def read_proxies(url: str) -> tuple[dict[str, str], str]:
     if parts.password:
         user, password = unquote(parts.username or ""), unquote(parts.password)
         token = base64.b64encode(f"{user}:{password}".encode()).decode()
-        hidden_words.update(dict.fromkeys([parts.password, password, token], "[hidden]"))
+        for secret in (parts.password, password, token):
+            conceal(secret, "[hidden]")
     return proxies, parts.netloc.rpartition("@")[2]
 
 
@@ -393,6 +422,9 @@ def is_hashed(directory: str) -> bool:
 
 
 # Reading: bytes and text ---------------------------------------------------------------------
+
+
+STDIN_NAMES = ("-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0")
 
 
 def name_of(path: str) -> str:
@@ -658,10 +690,11 @@ def check_message(message: Any) -> Any:
     if len(message) == 1 and not message.keys() & {"role", "content"}:
         ((role, content),) = message.items()
         message = {"role": role, "content": content}
-    require("role", message)
+    require("role", message, advice=TEXT_ADVICE if len(message) > 1 else "")
     role = message["role"]
     if role not in ROLES:
-        hint = did_you_mean(role, ROLES) or f"; expected one of {', '.join(ROLES)}"
+        hint = isinstance(role, str) and did_you_mean(role, ROLES)
+        hint = hint or f"; expected one of {', '.join(ROLES)}"
         raise BadInput(f"unknown role {show(role)}{hint}")
     if role == "assistant" and message.get("tool_calls") and message.get("content") is None:
         return message
@@ -724,11 +757,11 @@ def check_value(value: Any, depth: int = 0) -> None:
         raise BadInput(f"YAML reads {value} as a date; quote it")
 
 
-def require(key: str, mapping: JSON) -> None:
-    """Refuse a mapping without the key; a misspelt one is pointed out."""
+def require(key: str, mapping: JSON, *, advice: str = "") -> None:
+    """Refuse a mapping without the key; a misspelt one is pointed out, or else the advice given."""
     if key not in mapping:
         wrong = next((other for other in mapping if nearest(other, [key])), None)
-        hint = f"; is {wrong!r} a typo?" if wrong else ""
+        hint = f"; is {wrong!r} a typo?" if wrong else advice
         raise BadInput(f"{key!r} is missing{hint}")
 
 
@@ -760,6 +793,11 @@ TOO_DEEP = f"nested more than {NESTING_LIMIT} levels deep"
 SEEMS_JSON = r'[\s\[{]*[\[{]\s*(["\]}]|\Z)'
 
 
+# the API's guide prints a conversation with and without a comma between two messages, and with
+# one before a closing bracket
+STRING_OR_TRAILING_COMMA = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?|,(?=\s*[\]}])'
+
+
 def parse_text(text: str) -> Any:
     """Return the value of a text in JSON or YAML; several JSON values are a list."""
     if not text.strip():
@@ -771,10 +809,12 @@ def parse_text(text: str) -> Any:
         raise BadInput(TOO_DEEP) from None
     except json.JSONDecodeError as error:
         json_error = f"line {error.lineno}, column {error.colno}: {error.msg.lower()}"
-        if is_json and error.doc[error.pos : error.pos + 1] in ("\n", "\r"):  # YAML would fold it
-            raise BadInput(f"line {error.lineno}: a line break in a string; write \\n") from None
     except ValueError as error:
         json_error = str(error)
+    for match in re.finditer(STRING_OR_TRAILING_COMMA, text) if is_json else ():
+        if re.search(r"[\r\n]", match[0].rstrip()) and match[0] != ",":  # YAML would fold it
+            line = text.count("\n", 0, match.start()) + 1
+            raise BadInput(f"line {line}: a line break in a string; write \\n")
     try:
         return parse_yaml(text)
     except ValueError as error:
@@ -807,11 +847,6 @@ def load_json(text: str) -> Any:
         return json.loads(text, object_pairs_hook=mapping, parse_constant=refuse)
     except RecursionError:
         raise BadInput(TOO_DEEP) from None
-
-
-# the API's guide prints a conversation with and without a comma between two messages, and with
-# one before a closing bracket
-STRING_OR_TRAILING_COMMA = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?|,(?=\s*[\]}])'
 
 
 def parse_json(text: str) -> Any:
@@ -865,7 +900,8 @@ def parse_yaml(text: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        hint = "; quote text with a colon in it" if "mapping values" in str(error) else ""
+        is_text = re.search("mapping values|start any token|alphabetic", str(error.problem))
+        hint = "; quote text with a special character in it" if is_text else ""
         raise ValueError(f"{place}{error.problem}{hint}") from None
     except yaml.reader.ReaderError as error:
         raise ValueError(f"{error.reason} (character {error.position})") from None
@@ -1219,7 +1255,8 @@ class Wait:
         with contextlib.suppress(OSError), self.lock:  # the terminal may be gone
             if self.is_waiting and now >= self.drawn + 1:
                 self.drawn, self.is_drawn = now, True
-                line = re.sub(UNPRINTABLE, " ", f"{self.activity}, {now - self.start:.0f} s")
+                activity = re.sub(UNPRINTABLE, " ", hide(self.activity))
+                line = f"{activity}, {now - self.start:.0f} s"
                 width = (os.get_terminal_size(2).columns or 80) - 1
                 write_error(ERASE_LINE + line.encode("ascii", "replace").decode()[:width])
 
@@ -1253,7 +1290,8 @@ def fetch(server: Server, headers: dict[str, str], data: bytes, wait: Wait) -> r
                 raise no_answer(late, server, is_sent=False) from None
             response = wait.get(events)
     except queue.Empty:
-        raise wait.late() from None
+        way = f" through the proxy {server.proxy}" if server.proxy else ""
+        raise wait.late(f"no answer{way}") from None
     except wire_errors() as error:
         raise no_answer(error, server, is_sent=gate.locked()) from None
     log.debug("* the response begins")
@@ -1279,7 +1317,7 @@ def no_answer(error: Exception, server: Server, *, is_sent: bool) -> NoAnswer:
         message = f"through the proxy {server.proxy}: {message}"
     elif is_proxy:
         message = f"the proxy {server.proxy} failed: {message}"
-        is_refused = bool(re.search(r"\b4\d\d\b", str(root))) or "Auth" in type(root).__name__
+        is_refused = bool(re.search(r"\b[34]\d\d\b", str(root))) or type(root).__module__ == "socks"
     is_lasting = is_sent or is_certificate or is_refused
     return NoAnswer(message, repeat_after=None if is_lasting else 0)
 
@@ -1448,7 +1486,7 @@ def explain(error: Exception) -> str:
 
     root = root_of(error)
     if isinstance(error, requests.ReadTimeout):  # only connecting has a limit of time
-        return f"connected, but no answer to the handshake within {CONNECT_TIMEOUT / 2:g} s"
+        return f"connected, but got no answer within {CONNECT_TIMEOUT / 2:g} s"
     if isinstance(root, TimeoutError) and not root.errno:
         return root.strerror or f"no connection within {CONNECT_TIMEOUT / 2:g} s"
     if isinstance(root, socket.gaierror):
@@ -1459,7 +1497,11 @@ def explain(error: Exception) -> str:
         return "closed the connection without an answer"
     if isinstance(root, ssl.SSLError):
         words = (root.reason or str(root)).replace("_", " ").lower()
-        return "does not speak https" if root.reason in NO_TLS else f"TLS failed: {words}"
+        return (
+            "does not speak https"
+            if root.reason in NO_TLS
+            else f"the secure connection failed: {words}"
+        )
     if isinstance(root, http.client.BadStatusLine):
         return f"does not speak HTTP: {root}"
     if isinstance(root, http.client.IncompleteRead):
@@ -1507,10 +1549,11 @@ class Reply:
 def read_blocks(response: requests.Response, reply: Reply, wait: Wait) -> Iterator[bytes]:
     """Yield the blocks of a body as they arrive, and raise a Failure unless it ends well."""
     size = 0
+    raw = response.raw
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", *raw.CONTENT_DECODERS):  # also "gzip, gzip", as of a bomb
+        raise BadReply(f"cannot read a reply that is compressed as {encoding!r}")
     try:
-        if "," in response.headers.get("content-encoding", ""):
-            raise ValueError("compressed more than once")  # as a bomb is
-        raw = response.raw
         read1 = functools.partial(raw.read1, BLOCK, decode_content=True)
         # both hold nothing back; a chunk costs stream() a quarter less, but only a chunk
         for block in raw.stream(BLOCK, decode_content=True) if raw.chunked else iter(read1, b""):
@@ -1642,7 +1685,8 @@ def add_event(reply: Reply, data: bytes, wait: Wait) -> str:
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
-        raise BadReply(f"not a completion: {excerpt(data)}")
+        is_cut = re.match(rb"\s*\{", data) and not re.search(rb"\}\s*\Z", data)
+        raise BadReply(f"not a {'whole ' if is_cut else ''}completion: {excerpt(data)}")
     if value.get("error") and not value.get("choices"):
         raise error_in_reply(value)
     reply.model = value.get("model") or reply.model
@@ -1744,8 +1788,8 @@ def refusal(response: requests.Response, body: bytes, *, has_key: bool) -> Failu
     ):
         return Refused(message)
     seconds = retry_after(response)
-    if seconds >= 1:
-        message += f"; asks to wait {min(seconds, 1e9):.0f} s"
+    if 1 <= seconds < 1e10:
+        message += f"; asks to wait {seconds:.0f} s"
     return Unavailable(message, repeat_after=seconds if status in REPEATABLE else None)
 
 
@@ -1809,7 +1853,8 @@ def words_in(value: Any, depth: int = 0) -> str:
         keys = ("error", "message", "detail", "msg", "title")
         found = (words_in(value[key], depth + 1) for key in keys if value.get(key))
         words = next(filter(None, found), "")
-        place, more = value.get("loc") or value.get("pointer"), value.get("errors")
+        place = value.get("loc") or value.get("pointer")
+        more = value.get("errors") or value.get("error_description")
         if isinstance(place, list):
             place = ".".join(map(str, place))
         words = f"{place}: {words}" if place and words else words
@@ -1957,8 +2002,9 @@ def tell_usage(reply: Reply) -> None:
     """Print usage to standard error as one line of JSON."""
 
     def number(value: Any) -> int | float | None:
-        is_sane = isinstance(value, (int, float)) and abs(value) < 1 << 63
-        return value if is_sane else None
+        if type(value) not in (int, float) or not abs(value) < 1 << 63:
+            return None
+        return int(value) if value == int(value) else value
 
     usage = reply.usage
     if not (reply.texts or usage):
@@ -2224,7 +2270,7 @@ class Number(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         with contextlib.suppress(ValueError, OverflowError):
-            number = self.kind(value)
+            number = self.kind(str(value).replace("_", "?"))  # no 1_000
             if math.isfinite(number) and self.is_valid(number):
                 return number
         return self.fail(f"expected {self.wanted}, not {value!r}", param, ctx)
@@ -2244,7 +2290,8 @@ class Text(click.ParamType):  # type: ignore[type-arg]
 
 def not_empty(_ctx: Any, _param: Any, value: Any) -> Any:
     """Refuse empty values, as from an unset variable."""
-    if value == "" or (isinstance(value, tuple) and "" in value):
+    values = value if isinstance(value, tuple) else [value]
+    if any(item is not None and not item.strip() for item in values):
         raise click.BadParameter("is empty")
     return value
 
@@ -2416,7 +2463,7 @@ def xchat(
     options = request_fields(**request)
     urls = [image_url(image) for image in images]
     is_asked = bool(history) and history[-1]["role"] == "user"
-    no_stdin = no_stdin or "-" in inputs
+    no_stdin = no_stdin or any(path in STDIN_NAMES for path in inputs)
     prompt = read_prompt(words, no_stdin=no_stdin, is_asked=is_asked, timeout=timeout)
 
     first = [{"role": "system", "content": text} for text in systems]
@@ -2449,12 +2496,16 @@ def main() -> int:
     """Run the command and return its exit status; the signals end it as they end any filter."""
     atexit.register(gc.freeze)  # at the end it would scan all there is: 16 of 110 ms
     log.addHandler(StandardError())
+    conceal(os.environ.get("XAI_API_KEY", "").strip(), "[the key]")  # options may hold it
     try:
         with interruptible():
             xchat.main(prog_name="xchat", standalone_mode=False)
     except click.ClickException as error:
         log.error(explain_usage(error) if isinstance(error, click.UsageError) else error.message)
         return error.exit_code
+    except MemoryError:
+        log.error("not enough memory")
+        return 1
     return 0
 
 
@@ -2497,7 +2548,11 @@ SEE_HELP = "; see xchat --help"
 def explain_usage(error: click.UsageError) -> str:
     """Return what is wrong with the options, in words like ours."""
     if isinstance(error, click.NoSuchOption):
-        hint = did_you_mean(error.option_name, error.possibilities or [])
+        names = {opt.lstrip("-"): opt for param in xchat.params for opt in param.opts}
+        word = error.option_name.lstrip("-")
+        longer = [name for name in names if len(word) > 1 and name.startswith(word)]
+        near = names.get(longer[0] if longer else nearest(word, names) or "")
+        hint = f"; did you mean {near!r}?" if near and len(word) > 1 else ""
         is_prompt = any(re.match(r"-\S*\s|-\d", word) for word in sys.argv[1:])
         hint = hint or ("; a prompt that begins with - goes after --" if is_prompt else SEE_HELP)
         return f"no such option: {error.option_name}{hint}"

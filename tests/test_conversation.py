@@ -282,7 +282,8 @@ BAD = [
     ),
     (
         "- {role: [user], content: hi}",
-        "message 1: unknown role a list; did you mean 'user'?",
+        "message 1: unknown role a list;"
+        " expected one of system, user, assistant, tool, function, developer",
     ),
     ("role: user\ncontent: 1", "message 1: content: read as 1, not as text; quote it"),
     (

@@ -224,6 +224,8 @@ RAW = [
     ('{"user": "a"}\n{"user": "one\ntwo"}\n', 2),
     ('{"model": "m",\n\n "system": "one\n"}', 3),
     ('{"user\n": "c"}', 1),
+    ('{"model": grok-4, "messages": [\n {"user": "one\ntwo"}]}', 2),  # no JSON before that
+    ('[{"user": "ok"}, {user: "a\nb"}]', 1),
 ]
 
 

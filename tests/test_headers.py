@@ -157,3 +157,8 @@ def test_a_proxy_does_not_see_them(run: Run, authority: trustme.CA, bundle: str)
     assert api.problems == []
     assert api.requests[0].headers["cf-id"] == SECRET
     assert not re.search(f"(?i)cf-id|{SECRET}", proxy.asked[0])
+
+
+def test_a_name_that_is_given_twice_is_refused(api: Api, run: Run) -> None:
+    message = "xchat: XCHAT_HEADERS: line 2: x-tag is given twice\n"
+    assert run("Hi", env={"XCHAT_HEADERS": "X-Tag: a\nx-tag: b"}) == Result(b"", message, 2)

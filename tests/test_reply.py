@@ -185,8 +185,8 @@ NOT_WHOLE = [
     ),
     (changed("choices", {"0": 1}), b"", None),
     (b"[" * 100_000, b"", None),
-    (b'{"choices": [' + b"9" * 5000, b"", None),
-    (json.dumps(completion()).encode()[:-1], b"", None),
+    (b'{"choices": [' + b"9" * 5000, b"", "not a whole completion: "),
+    (json.dumps(completion()).encode()[:-1], b"", "not a whole completion: "),
 ]
 
 
@@ -274,11 +274,20 @@ def test_a_gzip_bomb_is_not_held(api: Api, run: Run) -> None:
     assert "500 No: no reason given" in result.err
 
 
+@pytest.mark.parametrize("encoding", ["br, gzip", "xz", "compress"])
+def test_a_compression_that_nobody_asked_for_and_nobody_reads_is_named(
+    api: Api, run: Run, encoding: str
+) -> None:
+    api.will(reply(b"\x0b\x02\x80abc", content_encoding=encoding))
+    message = f"cannot read a reply that is compressed as {encoding!r} (request id req-7)"
+    assert run("Hi") == Result(b"", f"xchat: {api.host}: {message}\n", 1)
+
+
 def test_a_body_that_is_compressed_twice_is_refused(api: Api, run: Run) -> None:
     api.will(reply(gzip.compress(gzip.compress(BODY)), Content_Encoding="gzip, gzip"))
     result = run("Hi")
     assert (result.out, result.status) == (b"", 1)
-    assert "the reply is cut short: compressed more than once" in result.err
+    assert "cannot read a reply that is compressed as 'gzip, gzip'" in result.err
 
 
 @needs_file("/dev/full")

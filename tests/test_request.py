@@ -113,6 +113,8 @@ def test_a_dry_run_needs_no_key_and_sends_nothing(api: Api, run: Run) -> None:
         (["--fil", "x"], "no such option: --fil; did you mean '--file'?\n"),
         (["-t", "nan"], "-t: expected a number from 0 to 2, not 'nan'\n"),
         (["--timeout", "inf"], "--timeout: expected a number of seconds above 0, not 'inf'\n"),
+        (["--temp", "1"], "no such option: --temp; did you mean '--temperature'?\n"),
+        (["--msg"], "no such option: --msg; see xchat --help\n"),
         (["--zzz"], "no such option: --zzz; see xchat --help\n"),
         (["-5", "+", "3"], "no such option: -5; a prompt that begins with - goes after --\n"),
     ],

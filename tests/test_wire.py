@@ -152,6 +152,38 @@ def test_the_key_is_never_shown_not_even_when_the_api_echoes_it(
     assert "wrong key [the key], Authorization: Bearer [the key]" in results[0].err
 
 
+@pytest.mark.parametrize("option", ["-t", "--timeout", "--max-tokens", "--retries"])
+def test_the_key_is_not_shown_as_the_value_of_an_option(
+    api: Api, run: Run, key: str, option: str
+) -> None:
+    result = run(option, KEY, "Hi")
+    assert (result.out, result.status) == (b"", 2)
+    assert result.err.startswith(f"xchat: {option}: expected a ")
+    assert "[the key]" in result.err
+    assert KEY not in result.err
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [f"{KEY[:9]}\0{KEY[9:]}", f"{KEY[:9]}\n\t{KEY[9:]}", f"{KEY[:9]}\x1b{KEY[9:]}"],
+    ids=repr,
+)
+def test_the_key_is_hidden_with_control_characters_in_it(
+    api: Api, run: Run, key: str, echo: str
+) -> None:
+    api.will(reply({"error": f"bad {echo}!"}, "400 Bad"))
+    message = f"xchat: {api.host}: 400 Bad: bad [the key]! (request id req-7)\n"
+    assert run("Hi") == Result(b"", message, 4)
+
+
+@pytest.mark.parametrize("echo", ["pa%2Fss%2Bword", "pa/ss+word", "pa\\/ss+word"])
+def test_the_key_is_hidden_in_every_spelling(api: Api, run: Run, echo: str) -> None:
+    api.key = "pa/ss+word"
+    api.will(reply(f"bad key {echo}".encode(), "400 Bad"))
+    result = run("Hi", env={"XAI_API_KEY": api.key})
+    assert result.err == f"xchat: {api.host}: 400 Bad: bad key [the key] (request id req-7)\n"
+
+
 @pytest.mark.parametrize("key", ["e", "x.ai", "$^"])
 def test_a_short_key_is_hidden_but_does_not_hide_what_it_is_a_part_of(
     api: Api, run: Run, key: str
@@ -200,8 +232,8 @@ def test_netrc_does_not_replace_the_key(api: Api, run: Run, key: str, tmp_path: 
         ("https://[::1/v1", "not a URL"),
         ("https://[127.0.0.1]/v1", NO_ADDRESS),
         ("https://[hello]/v1", NO_ADDRESS),
-        ("https://api.x.ai:port/v1", "not a URL"),
-        ("https://api.x.ai:99999/v1", "not a URL"),
+        ("https://api.x.ai:port/v1", "has no valid port"),
+        ("https://api.x.ai:99999/v1", "has no valid port"),
         ("https://api.x.ai /v1", NOT_ASCII),
         ("https://api.x.ai/\x01", NOT_ASCII),
         ("https://äpi.x.ai/v1", NOT_ASCII),
@@ -338,12 +370,12 @@ def test_a_proxy_that_is_not_there(run: Run) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("http://user:se/cret@h:1", "not a URL"),
-        ("http://user:se#cret@h:1", "not a URL"),
+        ("http://user:se/cret@h:1", "has no valid port"),
+        ("http://user:se#cret@h:1", "has no valid port"),
         ("http://user:secret@", "has no valid host name"),
         ("http://user:secret@[bad", "not a URL"),
         ("http://user:secret@[bad]:1", NO_ADDRESS),
-        ("user:secret@h:port", "not a URL"),
+        ("user:secret@h:port", "has no valid port"),
         ("http://user:secret@a b", NOT_ASCII),
         ("http://user:sécret@h:1", NOT_ASCII),
         ("gopher://user:secret@h:1", "must begin with http:// or https:// or socks5h://"),

@@ -281,7 +281,7 @@ def test_the_deadline_before_a_reply(api: Api, run: Run) -> None:
     assert result == Result(b"", said(api, words, request_id=""), 3)
 
 
-@pytest.mark.parametrize("data", ["{broken", "hello", "[1, 2]", '"text"', "12 34"])
+@pytest.mark.parametrize("data", ["{broken}", "hello", "[1, 2]", '"text"', "12 34"])
 def test_a_malformed_event_in_mid_stream(api: Api, run: Run, data: str) -> None:
     is_written = threading.Event()
     rest = event(data.encode()) + event(chunk("lo", finish_reason="stop"))
@@ -295,14 +295,14 @@ def test_a_malformed_event_in_mid_stream(api: Api, run: Run, data: str) -> None:
 
 
 def test_a_malformed_event_together_with_half_a_reply(api: Api, run: Run) -> None:
-    api.will([STREAM_HEAD + event(chunk("Hel")) + event(b"{broken")])
-    words = "the reply is cut short: the rest is not a completion: {broken"
+    api.will([STREAM_HEAD + event(chunk("Hel")) + event(b"{broken}")])
+    words = "the reply is cut short: the rest is not a completion: {broken}"
     assert run("--stream", "Hi") == Result(b"Hel\n", said(api, words), 1)
 
 
 def test_a_malformed_event_at_the_beginning(api: Api, run: Run) -> None:
-    api.will([STREAM_HEAD + event(b"{broken")])
-    words = "not a completion: {broken"
+    api.will([STREAM_HEAD + event(b"{broken}")])
+    words = "not a completion: {broken}"
     assert run("--stream", "Hi") == Result(b"", said(api, words), 1)
 
 
@@ -367,7 +367,7 @@ def handshake_that_hangs(run: Run, *args: str) -> tuple[str, Result]:
 
 def test_a_handshake_that_hangs(run: Run) -> None:
     host, result = handshake_that_hangs(run)
-    message = "connected, but no answer to the handshake within 5 s"
+    message = "connected, but got no answer within 5 s"
     assert result == Result(b"", f"xchat: {host}: {message}\n", 3)
 
 
