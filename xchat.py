@@ -2371,50 +2371,38 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
 @click.option("-s", "--system", "systems", metavar="TEXT", multiple=True, type=Text(),
               help="Add a system message (repeatable)")
 @click.option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
-              callback=not_empty,
-              help="Send this conversation file first (repeatable)")
-@click.option("-a", "--append", is_flag=True,
-              help="Append the prompt and the reply to FILE")
+              callback=not_empty, help="Send this conversation file first (repeatable)")
+@click.option("-a", "--append", is_flag=True, help="Append the prompt and the reply to FILE")
 @click.option("-i", "--image", "images", metavar="FILE|URL", multiple=True, type=click.Path(),
-              callback=not_empty,
-              help="Attach an image (JPEG, PNG, WebP; repeatable)")
+              callback=not_empty, help="Attach an image (JPEG, PNG, WebP; repeatable)")
 @click.option("-n", "--no-stdin", is_flag=True,
               help="Do not read standard input (for loops and cron)")
-@click.option("-m", "--model", metavar="NAME", type=Text(),
-              callback=not_empty,
+@click.option("-m", "--model", metavar="NAME", type=Text(), callback=not_empty,
               help=f"Model to use [default: {MODEL}, or $XCHAT_MODEL]")
 @click.option("-t", "--temperature", metavar="NUMBER", type=ZERO_TO_TWO,
               help="Sampling temperature, from 0 to 2")
 @click.option("--max-tokens", metavar="N", type=COUNT,
               help="Limit the length of the reply to N tokens")
-@click.option("--schema", metavar="FILE|JSON", type=click.Path(),
-              callback=not_empty,
+@click.option("--schema", metavar="FILE|JSON", type=click.Path(), callback=not_empty,
               help="Request JSON that matches this JSON Schema")
 @click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, type=Text(),
               shell_complete=complete_file,
               help="Set a request field; also NAME=@FILE (repeatable)")
-@click.option("--dry-run", is_flag=True,
-              help="Print the request without sending it")
+@click.option("--dry-run", is_flag=True, help="Print the request without sending it")
 @click.option("--stream/--no-stream", default=None,
               help="Print the reply as it arrives, as on a terminal")
-@click.option("-x", "--extract", is_flag=True,
-              help="Print only the first code block")
-@click.option("--json", "raw", is_flag=True,
-              help="Print the response body instead of its text")
-@click.option("-o", "--output", metavar="FILE", type=click.Path(),
-              callback=not_empty,
+@click.option("-x", "--extract", is_flag=True, help="Print only the first code block")
+@click.option("--json", "raw", is_flag=True, help="Print the response body instead of its text")
+@click.option("-o", "--output", metavar="FILE", type=click.Path(), callback=not_empty,
               help="Write to FILE, but only a complete reply")
 @click.option("-u", "--usage", is_flag=True,
               help="Print tokens and cost to standard error, as JSON")
-@click.option("--timeout", metavar="SECONDS", type=SECONDS, default=TIMEOUT,
-              envvar="XCHAT_TIMEOUT",
+@click.option("--timeout", metavar="SECONDS", type=SECONDS, default=TIMEOUT, envvar="XCHAT_TIMEOUT",
               help=f"Time limit for the whole answer [default: {TIMEOUT}]")
 @click.option("--retries", metavar="N", type=COUNT_OR_0, default=0, envvar="XCHAT_RETRIES",
               help="Retries when overloaded or not connected [default: 0]")
-@click.option("-q", "--quiet", is_flag=True,
-              help="Print errors only")
-@click.option("-v", "--verbose", is_flag=True,
-              help="Show the connection and all headers")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only")
+@click.option("-v", "--verbose", is_flag=True, help="Show the connection and all headers")
 @about("-h", "--help", help="Print this help")
 @about("-V", "--version", help="Print the version")
 def xchat(

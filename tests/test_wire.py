@@ -420,18 +420,6 @@ def test_no_argument_and_no_file_moves_the_key(
     assert run("-q", "-f", name, "XCHAT_BASE_URL=https://evil.test") == Result(b"Hello\n", "", 0)
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
-@pytest.fixture
-def bundle(authority: trustme.CA, tmp_path: Path) -> str:
-    """The file that says the authority is to be trusted."""
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    return str(tmp_path / "ca.pem")
-
-
 def serve_tls(certificate: trustme.LeafCert) -> Api:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
