@@ -1146,7 +1146,6 @@ def ask(server: Server, body: JSON, reply: Reply, *, timeout: float, retries: in
             for text in read_reply(blocks, reply, wait):
                 wait.end()
                 yield text
-            log.debug("* the reply is whole")
             return
         except Failure as failure:
             message = reply.blame(failure.message)
@@ -1894,6 +1893,7 @@ def receive(texts: Iterator[str], *, is_live: bool) -> Failure | None:
         if end != b"\n":
             with contextlib.suppress(Failure):
                 write_output(b"\n")
+    log.debug("* the reply is whole")
     return None
 
 
