@@ -49,7 +49,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
 
-signal.signal(signal.SIGINT, interrupt)
+if interrupt is signal.default_int_handler:
+    signal.signal(signal.SIGINT, interrupt)
 
 if TYPE_CHECKING:
     import ipaddress
@@ -74,9 +75,7 @@ REPLY_LIMIT = 64 * MIB  # bytes of a reply, decompressed
 ERROR_LIMIT = MIB  # bytes of an error's body that are looked at
 BLOCK = 1 << 16  # bytes per read
 NESTING_LIMIT = 100  # levels of a conversation file
-EVENT_LIMIT = (
-    1_000_000  # of YAML; {user: text} is four events, so this is more than any model can read
-)
+EVENT_LIMIT = 1_000_000  # of YAML: four a message, so more than any model can read
 KEEPALIVE = (60, 30)  # seconds of silence before the first probe, and between probes
 BACKOFF_LIMIT = 30  # seconds between two attempts, if the server names no time
 RETRY_AFTER_LIMIT = 120  # seconds; a server that asks for a longer wait is not asked again
@@ -154,7 +153,7 @@ ERASE_LINE = "\r\x1b[K"
 
 
 class StandardError(logging.Handler):
-    """Writes each message as one line of printable text without hidden_words."""
+    """Writes each message as one line of printable text without the secrets."""
 
     def emit(self, record: logging.LogRecord) -> None:
         line = re.sub(UNPRINTABLE, " ", hide(record.getMessage())).strip()
@@ -173,13 +172,9 @@ def conceal(secret: str, name: str) -> None:
 
     if secret:
         escaped = json.dumps(secret)[1:-1]
-        for form in (
-            secret,
-            quote(secret, safe="", errors="replace"),
-            escaped,
-            escaped.replace("/", "\\/"),
-        ):
-            hidden_words[form] = name
+        quoted = quote(secret, safe="", errors="replace")
+        forms = [secret, quoted, escaped, escaped.replace("/", "\\/")]
+        hidden_words.update(dict.fromkeys(forms, name))
 
 
 def hide(text: str) -> str:
@@ -1963,18 +1958,27 @@ def extract_code(text: str) -> str:
 
 
 def write_output(data: bytes) -> None:
-    """Write all of it to standard output, or raise BadReply; die when its reader is gone."""
-    check_output(None)
+    """Write all of it to standard output, or raise BadReply; die when its reader is gone.
+
+    A terminal is shown the control characters.
+    """
+    if sys.stdout is None:
+        raise BadReply("standard output: closed")
     try:
-        write_bytes(1, data)
+        write_bytes(1, data, is_terminal=stdout_is_terminal())
     except BrokenPipeError:
         die_of(signal.SIGPIPE)
     except OSError as error:
         raise BadReply(f"standard output: {error.strerror}") from None
 
 
-def write_bytes(fd: int, data: bytes) -> None:
-    if os.isatty(fd):
+@functools.cache  # it is asked for every piece of a stream
+def stdout_is_terminal() -> bool:
+    return os.isatty(1)
+
+
+def write_bytes(fd: int, data: bytes, *, is_terminal: bool) -> None:
+    if is_terminal:
         data = show_controls(data.decode(errors="replace")).encode()
     rest = memoryview(data)
     while rest:
@@ -2081,7 +2085,7 @@ def replaced(path: str, data: bytes, *, mode: int) -> Iterator[None]:
     if is_special(path):
         fd = fd_of(path)
         with open(path if fd is None else os.dup(fd), "wb", buffering=0) as file:
-            write_bytes(file.fileno(), data)
+            write_bytes(file.fileno(), data, is_terminal=file.isatty())
         yield
         return
     path = os.path.realpath(path)
@@ -2095,7 +2099,7 @@ def replaced(path: str, data: bytes, *, mode: int) -> Iterator[None]:
                 with contextlib.suppress(OSError):
                     os.fchown(file.fileno(), old.st_uid, old.st_gid)
                 os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
-            write_bytes(file.fileno(), data)
+            write_bytes(file.fileno(), data, is_terminal=False)
             os.fsync(file.fileno())
         yield
         os.replace(temporary, path)
