@@ -1136,8 +1136,10 @@ def ask(server: Server, body: JSON, reply: Reply, *, timeout: float, retries: in
             if response.status_code == 407 and server.proxy:
                 raise NoAnswer(f"the proxy {server.proxy} failed: 407 {response.reason}")
             if not 200 <= response.status_code < 300:
-                with response:
-                    raise refusal(response, read_error(blocks), has_key=bool(server.key))
+                is_redirect = 300 <= response.status_code < 400
+                with response:  # what a redirect says is of no use but for --json
+                    said = b"" if is_redirect and reply.body is None else read_error(blocks)
+                    raise refusal(response, said, has_key=bool(server.key))
             for text in read_reply(blocks, reply, wait):
                 wait.end()
                 yield text
@@ -1491,11 +1493,8 @@ def explain(error: Exception) -> str:
         return "closed the connection without an answer"
     if isinstance(root, ssl.SSLError):
         words = (root.reason or str(root)).replace("_", " ").lower()
-        return (
-            "does not speak https"
-            if root.reason in NO_TLS
-            else f"the secure connection failed: {words}"
-        )
+        failed = f"the secure connection failed: {words}"
+        return "does not speak https" if root.reason in NO_TLS else failed
     if isinstance(root, http.client.BadStatusLine):
         return f"does not speak HTTP: {root}"
     if isinstance(root, http.client.IncompleteRead):
@@ -1767,9 +1766,8 @@ def refusal(response: requests.Response, body: bytes, *, has_key: bool) -> Failu
     message = f"{status} {response.reason or ''}".strip()
     if 300 <= status < 400:
         location = response.headers.get("location")
-        return Refused(
-            f"{message}: redirects are not followed{f' (to {location})' if location else ''}"
-        )
+        where = f" (to {location})" if location else ""
+        return Refused(f"{message}: redirects are not followed{where}")
     text = body.removeprefix(BOM).decode(errors="replace").strip()
     words = page_words(text) if text.startswith("<") else api_words(text) or "no reason given"
     message += f": {words}"
@@ -1777,9 +1775,8 @@ def refusal(response: requests.Response, body: bytes, *, has_key: bool) -> Failu
         message += "; -m or XCHAT_MODEL names another"
     if status in (401, 403, 500) and not has_key:
         message += "; no key was sent"
-    if status not in (408, 429, *range(500, 600)) or (
-        status == 429 and re.search(NO_CREDIT, words)
-    ):
+    is_refused = status < 500 and status not in (408, 429)
+    if is_refused or (status == 429 and re.search(NO_CREDIT, words)):
         return Refused(message)
     seconds = retry_after(response)
     if 1 <= seconds < 1e10:

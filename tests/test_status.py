@@ -177,6 +177,12 @@ def test_a_redirect_is_not_followed(api: Api, run: Run, status: int, location: s
     assert run("Hi") == Result(b"", message, 4)
 
 
+def test_a_redirect_whose_body_never_comes_is_told_at_once(api: Api, run: Run) -> None:
+    api.will([b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 9\r\n\r\n", HANG])
+    message = f"xchat: {api.host}: 302 Found: redirects are not followed (to /x)\n"
+    assert run("--timeout", "15", "Hi", timeout=12) == Result(b"", message, 4)
+
+
 def test_the_body_of_a_redirect_or_an_error_is_not_read_to_its_end(api: Api, run: Run) -> None:
     sent: list[int] = []
 
