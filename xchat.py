@@ -29,7 +29,7 @@ import signal
 
 interrupt = signal.getsignal(signal.SIGINT)
 if interrupt is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while modules load, it would be a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main(), it would be a traceback
 import atexit
 import contextlib
 import functools
@@ -48,9 +48,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import click
-
-if interrupt is signal.default_int_handler:
-    signal.signal(signal.SIGINT, interrupt)
 
 if TYPE_CHECKING:
     import ipaddress
@@ -1150,8 +1147,7 @@ def ask(server: Server, body: JSON, reply: Reply, *, timeout: float, retries: in
             if attempt == retries or seconds is None or seconds > wait.seconds_left():
                 raise type(failure)(message) from None
         finally:
-            wait.end()
-            wait.is_over.set()
+            wait.finish()
         log.warning(f"{message}; trying again in {seconds:.1f} s")
         time.sleep(seconds)
 
@@ -1184,8 +1180,8 @@ class Wait:
 
     seconds_left, late       the deadline of the run
     get                      an event of another thread, if it comes in time
-    watch                    shuts a connection down at the deadline
-    begin, is_over           an attempt, whose connection needs no watching when it is over
+    watch                    shuts a connection down at the deadline, if the attempt lasts so long
+    begin, finish            an attempt
     activity, draw, end      the status line, drawn once a second by either thread; end() erases it
     """
 
@@ -1200,6 +1196,7 @@ class Wait:
         self.is_wanted = not is_dumb and os.isatty(2) and log.level == logging.WARNING
         self.is_waiting = self.is_drawn = False
         self.lock = threading.Lock()  # one thread draws the line, another erases it
+        self.thread: threading.Thread | None = None  # the other one
 
     def seconds_left(self) -> float:
         return max(self.start + self.timeout - time.monotonic(), 0)
@@ -1245,6 +1242,13 @@ class Wait:
         self.is_waiting = self.is_wanted
         self.is_over = threading.Event()
 
+    def finish(self) -> None:
+        """End an attempt, and the thread, which had better not outlive the interpreter."""
+        self.end()
+        self.is_over.set()
+        if self.thread:
+            self.thread.join(0.1)
+
     def draw(self) -> None:
         """Draw the line, at most once a second."""
         now = time.monotonic()
@@ -1274,7 +1278,8 @@ def fetch(server: Server, headers: dict[str, str], data: bytes, wait: Wait) -> r
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
     gate = threading.Lock()
     args = (server, headers, Body(data, gate), wait, events.put)
-    threading.Thread(target=exchange, args=args, daemon=True).start()
+    wait.thread = threading.Thread(target=exchange, args=args, daemon=True)
+    wait.thread.start()
     limit = min(CONNECT_TIMEOUT, wait.timeout)
     try:
         try:
@@ -2555,5 +2560,7 @@ def explain_usage(error: click.UsageError) -> str:
     return f"{message}{SEE_HELP}"
 
 
+if interrupt is signal.default_int_handler:
+    signal.signal(signal.SIGINT, interrupt)
 if __name__ == "__main__":
     sys.exit(main())
