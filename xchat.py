@@ -638,11 +638,10 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     for name in value.keys() & {"history", "messages"}:
         with at(name):
             messages += check_messages(value[name])
-    if len(fields) > 1 and not value.keys() & {*CONVERSATION, *FIELDS}:
-        raise BadInput(f"not a conversation: it has no known key{TEXT_ADVICE}")
-    for name in fields:
+    is_known = bool(value.keys() & {*CONVERSATION, *FIELDS})
+    for name in fields if is_known or len(fields) == 1 else ():  # a single one may be a typo
         check_field_name(name)
-    if fields and not value.keys() & {*CONVERSATION, *FIELDS}:
+    if fields and not is_known:
         raise BadInput(f"not a conversation: it has no known key{TEXT_ADVICE}")
     for name, field in fields.items():
         with at(name):

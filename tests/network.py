@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import trustme
-from server import Api, Step, perform
+from server import Api, Listener, Step, perform
 
 P = TypeVar("P", bound="Proxy")
 
 ESTABLISHED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 
 
-class Proxy:
+class Proxy(Listener):
     """A server that notes what each client asks for, and then performs the steps.
 
     asked holds the heads of requests to an HTTP proxy, or host:port of those to a SOCKS proxy.
@@ -30,34 +30,13 @@ class Proxy:
         self.tls = tls
         self.asked: list[str] = []
         self.bodies: list[bytes] = []
-        self.listener = socket.create_server(("127.0.0.1", 0))
-        self.host = f"127.0.0.1:{self.listener.getsockname()[1]}"
-        self.threads: list[threading.Thread] = []
-        self.start(self.accept)
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for thread in self.threads:
-            thread.join(20)
-            assert not thread.is_alive(), "a connection is still open"
+        super().__init__()
 
     def __enter__(self: P) -> P:
         return self
 
     def __exit__(self, *_exception: object) -> None:
         self.close()
-
-    def start(self, target: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, daemon=True)
-        self.threads.append(thread)
-        thread.start()
-
-    def accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                self.start(self.serve, self.listener.accept()[0])
 
     def serve(self, connection: socket.socket) -> None:
         connection.settimeout(60)

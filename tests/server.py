@@ -87,33 +87,15 @@ class Request:
         return json.loads(self.body)
 
 
-class Api:
-    """The server. key is what it wants as a bearer token; empty: it wants none."""
+class Listener:
+    """Serves each connection to a port of loopback in a thread, until it is closed."""
 
-    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
-        self.tls = tls
-        self.key = ""
-        self.extra_fields: set[str] = set()
-        self.is_for_xchat = True  # not for another client
-        self.requests: list[Request] = []
-        self.problems: list[str] = []
-        self.scripts: list[list[Step]] = []
+    def __init__(self) -> None:
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self.listener.getsockname()[1]
         self.host = f"127.0.0.1:{self.port}"
-        self.url = f"{'https' if tls else 'http'}://{self.host}/v1"
         self.threads: list[threading.Thread] = []
         self.start(self.accept)
-
-    def will(self, *scripts: list[Step]) -> None:
-        """Say what the next connections get, a script for each."""
-        self.scripts += scripts
-
-    @property
-    def body(self) -> Any:
-        """The one request's body."""
-        (request,) = self.requests
-        return request.json
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -133,6 +115,34 @@ class Api:
             while True:
                 connection, _address = self.listener.accept()
                 self.start(self.serve, connection)
+
+    def serve(self, connection: socket.socket) -> None:
+        raise NotImplementedError
+
+
+class Api(Listener):
+    """The server. key is what it wants as a bearer token; empty: it wants none."""
+
+    def __init__(self, *, tls: ssl.SSLContext | None = None) -> None:
+        self.tls = tls
+        self.key = ""
+        self.extra_fields: set[str] = set()
+        self.is_for_xchat = True  # not for another client
+        self.requests: list[Request] = []
+        self.problems: list[str] = []
+        self.scripts: list[list[Step]] = []
+        super().__init__()
+        self.url = f"{'https' if tls else 'http'}://{self.host}/v1"
+
+    def will(self, *scripts: list[Step]) -> None:
+        """Say what the next connections get, a script for each."""
+        self.scripts += scripts
+
+    @property
+    def body(self) -> Any:
+        """The one request's body."""
+        (request,) = self.requests
+        return request.json
 
     def serve(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
