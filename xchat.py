@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     import ipaddress
     import queue
     import socket
-    import threading
     from urllib.parse import SplitResult
 
     import requests
@@ -73,6 +72,7 @@ ERROR_LIMIT = MIB  # bytes of an error's body that are looked at
 BLOCK = 1 << 16  # bytes per read
 NESTING_LIMIT = 100  # levels of a conversation file
 EVENT_LIMIT = 1_000_000  # of YAML: four a message, so more than any model can read
+IDLE_LIMIT = 4  # seconds a connection may wait for the prompt; some servers close it after 5
 KEEPALIVE = (60, 30)  # seconds of silence before the first probe, and between probes
 BACKOFF_LIMIT = 30  # seconds between two attempts, if the server names no time
 RETRY_AFTER_LIMIT = 120  # seconds; a server that asks for a longer wait is not asked again
@@ -1090,43 +1090,47 @@ def encode_body(body: JSON) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-# Two threads carry out an exchange.  One is exchange(): it connects, posts the body, waits for the
+# Two threads carry out an exchange.  One is in run(): it connects, posts the body, waits for the
 # headers, and then for nothing but the deadline, when it shuts the connection down.  The other is
 # the main thread, in fetch() and then read_blocks(): it waits for the headers and reads the body,
 # and draws the status line meanwhile.  That makes two, because nothing interrupts a look-up of the
-# host, and because the deadline must hold whatever else blocks: a header that drips, a block that
-# does not decompress to a single byte.
+# host, because the deadline must hold whatever else blocks (a header that drips, a block that does
+# not decompress to a single byte), and because one can connect while the other waits for a prompt.
 #
-# The gate is a lock for each attempt, which is taken once: by exchange() as it sends the first
-# byte of the body, or else by the main thread as it gives up waiting for a connection.  Whoever is
-# second gives up.  So a body that is given up for want of a connection is never sent, and one that
-# may have been sent is never repeated.  no_answer() and refusal() set repeat_after by this table,
-# and seconds_to_wait() obeys it:
+# The gate is a lock for each attempt, which is taken once: by run() as it is about to send, or else
+# by the main thread as it gives up, without a connection or a prompt.  Whoever is second gives up.
+# So a body that is given up for want of a connection is never sent, and one that may have been sent
+# is never repeated.  no_answer() and refusal() set repeat_after by this table, and
+# seconds_to_wait() obeys it:
 #
 #   what ended the attempt                     the gate      the body is posted again, if asked for
 #   no connection within 10 s                  main's        yes
 #   the connection failed before that, or TLS  free          yes, unless it will fail again
-#   no headers by the deadline                 exchange's    no
-#   the connection failed after that           exchange's    no
-#   a status that is not 2xx                   exchange's    as refusal() says
-#   anything in or after a body of 2xx         exchange's    no
+#   no headers by the deadline                 run()'s       no
+#   the connection failed after that           run()'s       no
+#   a status that is not 2xx                   run()'s       as refusal() says
+#   anything in or after a body of 2xx         run()'s       no
 
 
-def ask(server: Server, body: JSON, reply: Reply, *, timeout: float, retries: int) -> Iterator[str]:
+def ask(
+    exchange: Exchange, body: JSON, reply: Reply, *, timeout: float, retries: int
+) -> Iterator[str]:
     """Post the body and yield the text of the reply, piece by piece as it comes.
 
-    A reply that is not whole ends in a Failure.  timeout is in seconds, from the first look-up of
-    the host to the last byte.  The body is posted again, at most retries times, where it cannot
-    have produced a reply.
+    A reply that is not whole ends in a Failure.  timeout is in seconds, from now to the last byte.
+    The body is posted again, at most retries times, where it cannot have produced a reply.
     """
+    server = exchange.server
     data = encode_body(body)
-    headers = request_headers(server, is_stream=bool(body.get("stream")))
+    headers = request_headers(server, len(data), is_stream=bool(body.get("stream")))
     wait = Wait(timeout, activity=f"waiting for {body['model']}")
     for attempt in range(retries + 1):
         reply.begin()
         wait.begin()
         try:
-            response = fetch(server, headers, data, wait)
+            if attempt or not exchange.events.empty():  # it failed before there was a prompt
+                exchange = Exchange(server)
+            response = exchange.fetch(headers, data, wait)
             reply.request_id = response.headers.get("x-request-id")
             blocks = read_blocks(response, reply, wait)
             if response.status_code == 407 and server.proxy:
@@ -1161,10 +1165,11 @@ def seconds_to_wait(failure: Failure, attempt: int) -> float | None:
     return (failure.repeat_after or backoff) + random.uniform(0, backoff)
 
 
-def request_headers(server: Server, *, is_stream: bool) -> dict[str, str]:
+def request_headers(server: Server, length: int, *, is_stream: bool) -> dict[str, str]:
     accept = ["application/json", "text/event-stream"]
     headers = {
         "Content-Type": "application/json",
+        "Content-Length": str(length),
         "Accept": ", ".join(reversed(accept) if is_stream else accept),
         "User-Agent": f"xchat/{__version__}",
         **server.headers,
@@ -1195,7 +1200,6 @@ class Wait:
         self.is_wanted = not is_dumb and os.isatty(2) and log.level == logging.WARNING
         self.is_waiting = self.is_drawn = False
         self.lock = threading.Lock()  # one thread draws the line, another erases it
-        self.thread: threading.Thread | None = None  # the other one
 
     def seconds_left(self) -> float:
         return max(self.start + self.timeout - time.monotonic(), 0)
@@ -1242,11 +1246,9 @@ class Wait:
         self.is_over = threading.Event()
 
     def finish(self) -> None:
-        """End an attempt, and the thread, which had better not outlive the interpreter."""
+        """End an attempt."""
         self.end()
         self.is_over.set()
-        if self.thread:
-            self.thread.join(0.1)
 
     def draw(self) -> None:
         """Draw the line, at most once a second."""
@@ -1269,36 +1271,89 @@ class Wait:
                     write_error(ERASE_LINE)
 
 
-def fetch(server: Server, headers: dict[str, str], data: bytes, wait: Wait) -> requests.Response:
-    """Post the body once and return the response as soon as its headers are there."""
-    import queue
-    import threading
+class Exchange:
+    """One request and its response.
 
-    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    gate = threading.Lock()
-    args = (server, headers, Body(data, gate), wait, events.put)
-    wait.thread = threading.Thread(target=exchange, args=args, daemon=True)
-    wait.thread.start()
-    limit = min(CONNECT_TIMEOUT, wait.timeout)
-    try:
+    fetch      posts the request and returns the response
+    run        the other thread's part, which begins at once: only the request is waited for
+    end        gives up what fetch() was not called for
+    """
+
+    def __init__(self, server: Server) -> None:
+        import queue
+        import threading
+
+        self.server = server
+        self.gate = threading.Lock()
+        self.is_posted = threading.Event()
+        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()  # a response or an exception
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+        atexit.register(self.end)
+
+    def fetch(self, headers: dict[str, str], data: bytes, wait: Wait) -> requests.Response:
+        """Post the body once and return the response as soon as its headers are there."""
+        import queue
+
+        self.headers, self.data, self.wait = headers, data, wait
+        self.is_posted.set()
+        limit = min(CONNECT_TIMEOUT, wait.timeout)
         try:
-            response = wait.get(events, at_most=limit)
+            try:
+                response = wait.get(self.events, at_most=limit)
+            except queue.Empty:
+                if self.gate.acquire(blocking=False):
+                    secure = "secure " if self.server.url.startswith("https:") else ""
+                    late = TimeoutError(None, f"no {secure}connection within {limit:g} s")
+                    raise no_answer(late, self.server, is_sent=False) from None
+                response = wait.get(self.events)
         except queue.Empty:
-            if gate.acquire(blocking=False):
-                secure = "secure " if server.url.startswith("https:") else ""
-                late = TimeoutError(None, f"no {secure}connection within {limit:g} s")
-                raise no_answer(late, server, is_sent=False) from None
-            response = wait.get(events)
-    except queue.Empty:
-        way = f" through the proxy {server.proxy}" if server.proxy else ""
-        raise wait.late(f"no answer{way}") from None
-    except wire_errors() as error:
-        raise no_answer(error, server, is_sent=gate.locked()) from None
-    log.debug("* the response begins")
-    log.debug(f"< HTTP/{response.raw.version / 10} {response.status_code} {response.reason}")
-    for name, value in response.headers.items():
-        log.debug(f"< {name}: {value}")
-    return response  # type: ignore[no-any-return]
+            way = f" through the proxy {self.server.proxy}" if self.server.proxy else ""
+            raise wait.late(f"no answer{way}") from None
+        except wire_errors() as error:
+            raise no_answer(error, self.server, is_sent=self.gate.locked()) from None
+        log.debug("* the response begins")
+        log.debug(f"< HTTP/{response.raw.version / 10} {response.status_code} {response.reason}")
+        for name, value in response.headers.items():
+            log.debug(f"< {name}: {value}")
+        return response  # type: ignore[no-any-return]
+
+    def run(self) -> None:
+        """Connect, post the request, hand over the response, and watch the clock."""
+        import socket
+
+        import requests
+
+        try:
+            # the adapter, not a session: no netrc, no redirects, no cookies
+            response = make_adapter(self).send(
+                requests.Request("POST", self.server.url).prepare(),
+                stream=True,
+                timeout=(CONNECT_TIMEOUT / 2, None),  # for each address of the host
+                verify=self.server.trust,
+                proxies=self.server.proxies,
+            )
+            connection = None
+            with contextlib.suppress(OSError, ValueError):  # it has no body, and is closed
+                connection = socket.socket(fileno=os.dup(response.raw.fileno()))
+            self.events.put(response)
+        except BaseException as error:  # noqa: BLE001  # the main thread raises it again
+            self.events.put(error)
+        else:
+            if connection:
+                with connection:
+                    self.wait.watch(connection)
+
+    def wait_for_request(self) -> None:
+        self.is_posted.wait()
+        if self.gate.locked():
+            raise TimeoutError
+
+    def end(self) -> None:
+        """End the thread: the process may crash if it exits while OpenSSL is at work."""
+        is_given_up = self.gate.acquire(blocking=False)
+        self.is_posted.set()
+        self.thread.join(1 if is_given_up else 0.1)
 
 
 def no_answer(error: Exception, server: Server, *, is_sent: bool) -> NoAnswer:
@@ -1329,60 +1384,8 @@ def wire_errors() -> tuple[type[Exception], ...]:
     return (OSError, ValueError, HTTPError)
 
 
-class Body:
-    """The bytes to post; the first read takes the gate, as the connection stands, TLS included."""
-
-    def __init__(self, data: bytes, gate: threading.Lock) -> None:
-        self.rest = memoryview(data)
-        self.gate: threading.Lock | None = gate
-
-    def __len__(self) -> int:
-        return len(self.rest)
-
-    def read(self, size: int) -> bytes:
-        if self.gate and not self.gate.acquire(blocking=False):
-            raise TimeoutError
-        self.gate = None
-        block, self.rest = self.rest[:size], self.rest[size:]
-        return bytes(block)
-
-
-def exchange(
-    server: Server,
-    headers: dict[str, str],
-    body: Body,
-    wait: Wait,
-    on_event: Callable[[Any], None],
-) -> None:
-    """Post the body, hand over the response or an exception, and watch the clock."""
-    import socket
-
-    import requests
-
-    try:
-        request = requests.Request("POST", server.url, headers=headers, data=body).prepare()
-        # the adapter, not a session: no netrc, no redirects, no cookies
-        response = make_adapter().send(
-            request,
-            stream=True,
-            timeout=(CONNECT_TIMEOUT / 2, None),  # for each address of the host
-            verify=server.trust,
-            proxies=server.proxies,
-        )
-        connection = None
-        with contextlib.suppress(OSError, ValueError):  # it has no body, and is closed
-            connection = socket.socket(fileno=os.dup(response.raw.fileno()))
-        on_event(response)
-    except BaseException as error:  # noqa: BLE001  # the main thread raises it again
-        on_event(error)
-    else:
-        if connection:
-            with connection:
-                wait.watch(connection)
-
-
-def make_adapter() -> requests.adapters.HTTPAdapter:
-    """Return what sends a request: once, on a connection that is kept alive."""
+def make_adapter(exchange: Exchange) -> requests.adapters.HTTPAdapter:
+    """Return what connects and then sends the exchange's request: once, with TCP's keep-alive."""
     import socket
 
     from requests.adapters import HTTPAdapter
@@ -1415,8 +1418,55 @@ def make_adapter() -> requests.adapters.HTTPAdapter:
                 conn.ca_certs, conn.ca_cert_dir = None, verify
             if log.isEnabledFor(logging.DEBUG):
                 conn.ConnectionCls = telling(conn.ConnectionCls)
+            conn.ConnectionCls = posting(conn.ConnectionCls, exchange)
 
     return Adapter()
+
+
+def posting(connection: Any, exchange: Exchange) -> Any:
+    """Return the class of connections that send the exchange's request.
+
+    They connect before it is there, if that takes round trips, and not through a proxy.
+    """
+    server, is_posted = exchange.server, exchange.is_posted
+
+    class Posting(connection):  # type: ignore[misc]
+        def connect(self) -> None:
+            if server.proxy or not server.url.startswith("https:"):
+                exchange.wait_for_request()
+            is_early = not is_posted.is_set()
+            super().connect()
+            # who is in between may forget an idle connection, and tell nobody: use none that is old
+            if is_early and not (is_posted.wait(IDLE_LIMIT) and is_idle(self.sock)):
+                log.debug("* closing the idle connection")
+                self.close()
+                exchange.wait_for_request()
+                super().connect()
+
+        def request(self, *args: Any, headers: Any, **kwargs: Any) -> None:
+            if self.is_closed:
+                self.connect()
+            if not exchange.gate.acquire(blocking=False):
+                raise TimeoutError
+            self.timeout = None  # was that of connecting; a busy server may take long to read
+            headers.update(exchange.headers)  # which may have one for a proxy
+            super().request(*args, **{**kwargs, "body": exchange.data, "headers": headers})
+
+    return Posting
+
+
+def is_idle(connection: socket.socket) -> bool:
+    """Say whether the TLS connection stands, and the server has said nothing, such as a 408."""
+    import ssl
+
+    connection.settimeout(0)
+    try:
+        connection.recv(1)  # beyond the session tickets
+    except ssl.SSLWantReadError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def telling(connection: Any) -> Any:
@@ -2450,6 +2500,7 @@ def xchat(
     check_output(output)
     if append and server:
         check_output(files[0])
+    exchange = Exchange(server) if server else None
 
     old_files = [path for path in files if not (append and is_new(path))]
     fields, history = read_conversations(old_files)
@@ -2463,12 +2514,13 @@ def xchat(
     turn = prompt_messages(prompt, urls)
     body = build_body(first + history + turn, fields=fields, options=options)
     is_live = choose_stream(body, request["stream"], is_held=bool(output) or extract or raw)
-    if server is None:
+    if exchange is None:
         write_out(output, encode_body(body) + b"\n")
         return
 
-    reply = Reply(server.host, keep_body=raw)
-    failure = receive(ask(server, body, reply, timeout=timeout, retries=retries), is_live=is_live)
+    reply = Reply(exchange.server.host, keep_body=raw)
+    texts = ask(exchange, body, reply, timeout=timeout, retries=retries)
+    failure = receive(texts, is_live=is_live)
 
     turn.append({"role": "assistant", "content": reply.text})
     failure = deliver(

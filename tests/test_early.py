@@ -1,0 +1,224 @@
+"""The connection that is made while the prompt is still being written."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from conftest import Result, Run, needs_file
+from network import HOST, Proxy, tls_for
+from server import RESET, Api, Step, completion, perform, reply
+
+HELLO = Result(b"Hello\n", "", 0)
+NOTHING = "bad request line: ''"  # what a server thinks of a connection on which nothing is sent
+
+
+class Early(Api):
+    """A server with TLS, which tells when a client is connected, before there is a request.
+
+    before, after   the steps of each connection before its handshake, and after it
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = context
+        self.connections = 0
+        self.connected = threading.Semaphore(0)
+        self.before: list[list[Step]] = []
+        self.after: list[list[Step]] = []
+        super().__init__()
+        self.url = f"https://{self.host}/v1"
+
+    def serve(self, connection: socket.socket) -> None:
+        self.connections += 1
+        try:
+            perform(self.before.pop(0) if self.before else [], connection)
+            connection = self.context.wrap_socket(connection, server_side=True)
+        except OSError:
+            connection.close()
+            return
+        if self.after:
+            with connection:
+                perform(self.after.pop(0), connection)
+            self.connected.release()
+        else:
+            self.connected.release()
+            super().serve(connection)
+
+    def wait_for_client(self) -> None:
+        assert self.connected.acquire(timeout=20)
+
+
+@pytest.fixture
+def early(run: Run, authority: trustme.CA, bundle: str) -> Iterator[Early]:
+    server = Early(tls_for(authority, "127.0.0.1"))
+    run.env |= {"XCHAT_BASE_URL": server.url, "SSL_CERT_FILE": bundle}
+    with contextlib.closing(server):
+        yield server
+    assert server.scripts == []
+
+
+def start(run: Run, *args: str) -> Any:
+    """Begin a run, whose prompt is not there yet."""
+    return run.start(*args, stdin=subprocess.PIPE)
+
+
+def finish(process: Any, prompt: bytes = b"Hi") -> Result:
+    """Give a run its prompt."""
+    out, err = process.communicate(prompt, timeout=30)
+    return Result(out, err.decode(), process.returncode)
+
+
+def wait_for_failure(process: Any, early: Early) -> None:
+    """Wait until the server has refused the connection, and the thread for it has ended."""
+    end = time.monotonic() + 20
+    while not early.connections or len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_the_connection_stands_before_the_prompt(early: Early, run: Run) -> None:
+    early.will(reply(completion()))
+    process = start(run)
+    early.wait_for_client()
+    assert early.requests == []
+    assert finish(process) == HELLO
+    assert early.body["messages"] == [{"role": "user", "content": "Hi"}]
+    assert (early.connections, early.problems) == (1, [])
+
+
+def test_a_handshake_that_lasts_is_waited_for(early: Early, run: Run) -> None:
+    early.will(reply(completion()))
+    go_on = threading.Event()
+    early.before = [[go_on]]
+    process = start(run, "-n", "Hi")
+    time.sleep(1)
+    assert process.poll() is None
+    go_on.set()
+    assert finish(process, b"") == HELLO
+    assert early.connections == 1
+
+
+@pytest.mark.parametrize("prompt", [b"", b" \n", b"\xff"], ids=["empty", "blank", "not-utf-8"])
+def test_a_prompt_that_is_bad_has_connected_and_sent_nothing(
+    early: Early, run: Run, prompt: bytes
+) -> None:
+    process = start(run)
+    early.wait_for_client()
+    assert finish(process, prompt).status == 2
+    early.close()
+    assert (early.connections, early.requests, early.problems) == (1, [], [NOTHING])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [b"", b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n", RESET],
+    ids=["closed", "408", "reset"],
+)
+def test_an_idle_connection_that_the_server_closes_costs_a_second_one(
+    early: Early, run: Run, step: Step
+) -> None:
+    early.after = [[step]]
+    early.will(reply(completion()))
+    process = start(run)
+    early.wait_for_client()
+    assert finish(process) == HELLO
+    assert (early.connections, len(early.requests), early.problems) == (2, 1, [])
+
+
+def test_an_idle_connection_is_not_kept_for_longer_than_4_seconds(early: Early, run: Run) -> None:
+    early.will(reply(completion()))
+    process = start(run, "-v")
+    early.wait_for_client()
+    begin = time.monotonic()
+    while not early.problems:
+        assert time.monotonic() < begin + 20
+        time.sleep(0.01)
+    assert time.monotonic() - begin > 3.5
+    assert early.problems == [NOTHING]
+    assert early.connections == 1
+    result = finish(process)
+    assert (result.out, result.status) == (b"Hello\n", 0)
+    assert (early.connections, len(early.requests)) == (2, 1)
+    steps = [line.partition(" s: ")[2] for line in result.err.splitlines() if line[:1] == "*"]
+    connecting = [step for step in steps if step.startswith(("connected", "closing"))]
+    assert connecting == ["connected", "closing the idle connection", "connected"]
+
+
+@needs_file("/proc/self/task")
+def test_a_failure_without_a_prompt_is_forgotten(early: Early, run: Run) -> None:
+    early.before = [[RESET]]
+    early.will(reply(completion()))
+    process = start(run)
+    wait_for_failure(process, early)
+    assert early.connections == 1
+    assert finish(process) == HELLO
+    assert (early.connections, early.problems) == (2, [])
+
+
+@needs_file("/proc/self/task")
+def test_a_failure_that_lasts_is_told_once(early: Early, run: Run) -> None:
+    early.before = [[RESET], [RESET]]
+    process = start(run)
+    wait_for_failure(process, early)
+    result = finish(process)
+    assert (result.out, result.status) == (b"", 3)
+    assert result.err.startswith(f"xchat: {early.host}: ")
+    assert result.err.count("\n") == 1
+    assert early.connections == 2
+
+
+def test_a_second_attempt_has_a_connection_of_its_own(early: Early, run: Run) -> None:
+    early.will(reply({}, "503 Service Unavailable", retry_after="0"), reply(completion()))
+    process = start(run, "-q", "--retries", "1")
+    early.wait_for_client()
+    assert finish(process) == HELLO
+    assert (early.connections, len(early.requests), early.problems) == (2, 2, [])
+
+
+def test_the_time_begins_when_the_prompt_is_there(early: Early, run: Run) -> None:
+    early.will([0.5, *reply(completion())])
+    process = start(run, "--timeout", "2")
+    early.wait_for_client()
+    time.sleep(2)
+    assert finish(process) == HELLO
+
+
+@pytest.mark.parametrize(
+    ("args", "status"), [(["--dry-run"], 0), (["-t", "9"], 2), (["-o", "no/such/file"], 2)]
+)
+def test_a_run_that_will_not_ask_does_not_connect(
+    early: Early, run: Run, args: list[str], status: int
+) -> None:
+    assert run(*args, stdin=b"Hi").status == status
+    assert early.connections == 0
+
+
+def test_a_proxy_is_not_asked_before_there_is_a_prompt(run: Run) -> None:
+    with Proxy() as proxy:
+        env = {"XCHAT_BASE_URL": f"https://{HOST}/v1", "HTTPS_PROXY": f"http://{proxy.host}"}
+        assert run(stdin=b"", env=env).status == 2
+        assert len(proxy.threads) == 1  # the one that accepts connections
+
+
+def test_over_plain_http_there_is_nothing_to_gain(api: Api, run: Run) -> None:
+    assert run(stdin=b"").status == 2
+    assert len(api.threads) == 1
+
+
+def test_no_run_ends_in_the_middle_of_a_handshake(early: Early, run: Run) -> None:
+    # as OpenSSL may crash then
+    early.before = [[0.3]]
+    result = run("-f", "missing")
+    assert result == Result(b"", "xchat: missing: No such file or directory\n", 2)
+    early.wait_for_client()
+    early.close()
+    assert (early.connections, early.requests, early.problems) == (1, [], [NOTHING])
