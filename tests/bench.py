@@ -1,9 +1,10 @@
 """Measure whole processes: xchat beside what else does the same, in one table.
 
-A server on loopback answers at once. The title of a stream says whether it is chunked, with one
-event in each chunk, as real servers send it, or ends where the server closes the connection; other
-replies have a fixed length. The Python of the virtual environment runs the rivals, too; curl, jq,
-openssl and, where they are, valgrind and llm are those on PATH.
+A server on loopback answers at once; one that is far away takes 0.2 s for the handshake of TLS. The
+title of a stream says whether it is chunked, with one event in each chunk, as real servers send it,
+or ends where the server closes the connection; other replies have a fixed length. The Python of the
+virtual environment runs the rivals, too; curl, jq, openssl and, where they are, valgrind and llm
+are those on PATH.
 
 The rivals of a case take turns. Figures are medians, ratios the medians of the ratios within each
 round, which a busy machine disturbs least.
@@ -93,6 +94,7 @@ TEXT = "jq -r '.choices[0].message.content'"
 
 EVENTS = 200  # of a stream whose delays are measured
 GAP = 0.004  # seconds between these
+HANDSHAKE = 0.2  # seconds of TLS, with a server that is far away
 WIDTH = 40  # characters of text in each of them
 
 
@@ -135,11 +137,12 @@ ANSWERS: dict[str, Callable[[], list[bytes]]] = {  # each of one part, or of one
 }
 
 
-def serve(listener: socket.socket, context: ssl.SSLContext | None) -> None:
+def serve(listener: socket.socket, context: ssl.SSLContext | None, handshake: float) -> None:
     """Answer forever; say on standard output when a whole request was there, and what was sent."""
     while True:
         connection, _address = listener.accept()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        time.sleep(handshake)
         if context:
             connection = context.wrap_socket(connection, server_side=True)
         with connection:
@@ -196,6 +199,9 @@ def drip(connection: socket.socket, framing: str) -> Iterator[float]:
         yield now
     time.sleep(GAP)
     connection.sendall(b"".join(frame(part, framing) for part in [*LAST, b""]))
+
+
+SERVERS = {"http": (False, 0.0), "https": (True, 0.0), "far": (True, HANDSHAKE)}
 
 
 # What the server needs first ------------------------------------------------------------------
@@ -260,10 +266,16 @@ def prepare_and_serve(directory: Path) -> None:
     """Do what takes memory: the peak of a process counts as one of those that it starts."""
     make_files(directory)
     context = make_trust_stores(directory)
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in SERVERS]
     print([listener.getsockname()[1] for listener in listeners], flush=True)
-    threading.Thread(target=serve, args=(listeners[0], None), daemon=True).start()
-    serve(listeners[1], context)
+    threads = [
+        threading.Thread(target=serve, args=(listener, context if is_tls else None, handshake))
+        for listener, (is_tls, handshake) in zip(listeners, SERVERS.values(), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 # Measuring -----------------------------------------------------------------------------------
@@ -391,7 +403,7 @@ class Case(NamedTuple):
     rivals: list[Rival]
     runs: int = 21
     stdin: Path | float = 0.0
-    tls: bool = False
+    server: str = "http"
     terminal: bool = False
     counted: bool = False  # in instructions, too
 
@@ -426,8 +438,9 @@ def make_cases(python: str, directory: Path) -> list[Case]:
     cases = [
         Case("--help", "", [xchat("--help"), *bare, obvious("--help")], counted=True),
         Case("a reply, http", "plain/fixed", plain, 41, counted=True, stdin=prompt),
-        Case("a reply, https", "plain/fixed", plain[:4], 41, tls=True, counted=True, stdin=prompt),
+        Case("a reply, https", "plain/fixed", plain[:4], 41, prompt, "https", counted=True),
         Case("a prompt in 0.2 s", "plain/fixed", plain, stdin=0.2),
+        Case("a prompt in 0.5 s, far away", "plain/fixed", plain[:4], 11, 0.5, "far"),
         Case("a prompt of 8 MB", "plain/fixed", plain[:4], 11, stdin=large),
         Case("a reply of 20 MB", "large/fixed", plain[:4], 11, stdin=prompt),
     ]
@@ -526,6 +539,7 @@ RATIOS = [
     ("a reply, http", "wall", "minimal", 0.88),
     ("a reply, http", "instructions", "minimal", 1.0),
     ("a reply, https", "wall", "minimal", 0.82),
+    ("a prompt in 0.5 s, far away", "wall", "curl|jq", 0.75),
     ("a prompt of 8 MB", "wall", "minimal", 1.0),
     ("a prompt of 8 MB", "cpu", "minimal", 1.0),
     ("a prompt of 8 MB", "memory", "minimal", 1.2),
@@ -584,12 +598,13 @@ def main() -> int:
         server = stack.enter_context(subprocess.Popen(command, stdout=-1, text=True))
         stack.callback(server.kill)
         assert server.stdout
-        ports = json.loads(server.stdout.readline())
+        ports = dict(zip(SERVERS, json.loads(server.stdout.readline()), strict=True))
         bench = Bench(directory, server)
         write_line("", "", HEADINGS)
         for case in make_cases(python, directory):
             if not args.cases or any(part in case.title for part in args.cases):
-                place = f"{'https' if case.tls else 'http'}://127.0.0.1:{ports[case.tls]}"
+                scheme = "https" if SERVERS[case.server][0] else "http"
+                place = f"{scheme}://127.0.0.1:{ports[case.server]}"
                 base_url = f"{place}/{case.answer}" if case.answer else ""
                 case = case._replace(runs=1, counted=False) if args.once else case
                 table[case.title] = measure(case, bench, base_url)

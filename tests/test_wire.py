@@ -11,13 +11,14 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 from conftest import File, Result, Run, needs
-from server import Api, completion, reply
+from server import Api, completion, perform, read_request, reply
 
 KEY = "xai-abcDEF0123456789"
 NOT_ASCII = "contains a space, a control character or a letter outside ASCII"
@@ -535,3 +536,21 @@ def spy(self, address):
               get(tcp, socket.TCP_KEEPINTVL), get(tcp, socket.TCP_NODELAY), end="", file=file)
 socket.socket.connect = spy
 """
+
+
+def test_a_server_may_take_longer_to_read_than_to_connect(run: Run) -> None:
+    def answer() -> None:
+        connection, _address = listener.accept()
+        with connection:
+            time.sleep(5.5)
+            request = read_request(connection)
+            size = len(request.json["messages"][0]["content"])
+            perform(reply(completion(f"{size} bytes")), connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        env = {"XCHAT_BASE_URL": f"http://127.0.0.1:{listener.getsockname()[1]}/v1"}
+        result = run(stdin=b"x" * 16_000_000, env=env)  # more than the kernel takes at once
+        thread.join(20)
+    assert result == Result(b"16000000 bytes\n", "", 0)
