@@ -51,7 +51,10 @@ class Early(Api):
             self.connected.release()
         else:
             self.connected.release()
-            super().serve(connection)
+            try:
+                super().serve(connection)
+            except ConnectionResetError:  # it was closed before its session tickets were read
+                self.problems.append(NOTHING)
 
     def wait_for_client(self) -> None:
         assert self.connected.acquire(timeout=20)
