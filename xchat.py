@@ -13,7 +13,8 @@ The data passes the sections below in their order:
 
 Input becomes text in decode() and as_text(), a reply in add_event(); text becomes bytes in
 encode_body(), receive(), deliver() and appended().  Messages are the API's own JSON mappings all
-the way, checked once by check_message().  Whatever is expected to go wrong is a
+the way, checked once by check_message().  Over https the connection is begun before the prompt is
+read; see the comment above ask().  Whatever is expected to go wrong is a
 Failure, whose class carries the exit status; anything else that is raised is a bug.
 
 An import inside a function is one that many runs do without; imports are what most runs spend
@@ -27,8 +28,8 @@ import gc
 gc.disable()  # before the imports, which it would scan again and again: 4 % of all instructions
 import signal
 
-interrupt = signal.getsignal(signal.SIGINT)
-if interrupt is signal.default_int_handler:
+usual_sigint = signal.getsignal(signal.SIGINT)
+if usual_sigint is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main(), it would be a traceback
 import atexit
 import contextlib
@@ -43,7 +44,9 @@ import re
 import select
 import stat
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -51,7 +54,6 @@ import click
 
 if TYPE_CHECKING:
     import ipaddress
-    import queue
     import socket
     from urllib.parse import SplitResult
 
@@ -76,7 +78,7 @@ IDLE_LIMIT = 4  # seconds a connection may wait for the prompt; some servers clo
 KEEPALIVE = (60, 30)  # seconds of silence before the first probe, and between probes
 BACKOFF_LIMIT = 30  # seconds between two attempts, if the server names no time
 RETRY_AFTER_LIMIT = 120  # seconds; a server that asks for a longer wait is not asked again
-REPEATABLE = (429, 500, 503, 529)  # not what a gateway says, which may have lost a paid reply
+REPEATABLE = (429, 500, 503, 529)  # statuses; a gateway's may hide a reply that was paid for
 
 JSON = dict[str, Any]
 
@@ -239,8 +241,6 @@ def read_server() -> Server:
 
 def import_requests() -> None:
     """Import requests before standard input is read: a slow producer pays for it."""
-    import warnings
-
     # requests can do without what guesses character sets: 10 % of all instructions
     sys.modules.update(dict.fromkeys(["chardet", "charset_normalizer"]))  # type: ignore[arg-type]
     with warnings.catch_warnings():
@@ -639,8 +639,9 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
         with at(name):
             messages += check_messages(value[name])
     is_known = bool(value.keys() & {*CONVERSATION, *FIELDS})
-    for name in fields if is_known or len(fields) == 1 else ():  # a single one may be a typo
-        check_field_name(name)
+    if is_known or len(fields) == 1:  # a single one may be a typo
+        for name in fields:
+            check_field_name(name)
     if fields and not is_known:
         raise BadInput(f"not a conversation: it has no known key{TEXT_ADVICE}")
     for name, field in fields.items():
@@ -726,6 +727,9 @@ def check_text(value: Any) -> None:
         raise BadInput(f"read as {show(value)}, not as text; quote it")
 
 
+TOO_DEEP = f"nested more than {NESTING_LIMIT} levels deep"
+
+
 def check_value(value: Any, depth: int = 0) -> None:
     """Refuse what JSON or UTF-8 can't carry, wherever in the value it stands."""
     if depth > NESTING_LIMIT:
@@ -780,12 +784,10 @@ def show(value: Any) -> str:
 
 # Reading: JSON and YAML ----------------------------------------------------------------------
 
-TOO_DEEP = f"nested more than {NESTING_LIMIT} levels deep"
-SEEMS_JSON = r'[\s\[{]*[\[{]\s*(["\]}]|\Z)'
+SEEMS_JSON = r'[\s\[{]*[\[{]\s*(["\]}]|\Z)'  # begins as a list or mapping of JSON, not of YAML
 
-
-# the API's guide prints a conversation with and without a comma between two messages, and with
-# one before a closing bracket
+# strings, in which no comma counts, and commas before a closing bracket: the API's guide prints a
+# conversation with one, and with and without a comma between two messages
 STRING_OR_TRAILING_COMMA = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?|,(?=\s*[\]}])'
 
 
@@ -800,7 +802,7 @@ def parse_text(text: str) -> Any:
         raise BadInput(TOO_DEEP) from None
     except json.JSONDecodeError as error:
         json_error = f"line {error.lineno}, column {error.colno}: {error.msg.lower()}"
-    except ValueError as error:
+    except (ValueError, BadInput) as error:
         json_error = str(error)
     for match in re.finditer(STRING_OR_TRAILING_COMMA, text) if is_json else ():
         if re.search(r"[\r\n]", match[0].rstrip()) and match[0] != ",":  # YAML would fold it
@@ -813,11 +815,11 @@ def parse_text(text: str) -> Any:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> JSON:
-    """Return the mapping, or raise ValueError if it has a key twice."""
+    """Return the mapping, or raise BadInput if it has a key twice."""
     mapping: JSON = {}
     for key, value in pairs:
         if key in mapping:
-            raise ValueError(f"duplicate key {key!r}")
+            raise BadInput(f"duplicate key {key!r}")
         mapping[key] = value
     return mapping
 
@@ -828,14 +830,8 @@ def load_json(text: str) -> Any:
     def refuse(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
-    def mapping(pairs: list[tuple[str, Any]]) -> JSON:
-        try:
-            return unique(pairs)
-        except ValueError as error:
-            raise BadInput(str(error)) from None
-
     try:
-        return json.loads(text, object_pairs_hook=mapping, parse_constant=refuse)
+        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
         raise BadInput(TOO_DEEP) from None
 
@@ -851,7 +847,7 @@ def parse_json(text: str) -> Any:
         try:
             value, end = decoder.raw_decode(text, end)
         except json.JSONDecodeError:
-            if text[end] not in "[{" or len(text) > MIB:  # the expression may take 100 times that
+            if text[end] not in "[{" or len(text) > MIB:  # that may take 100 times the memory
                 raise
             text = re.sub(STRING_OR_TRAILING_COMMA, lambda m: " " if m[0] == "," else m[0], text)
             value, end = decoder.raw_decode(text, end)
@@ -1002,17 +998,17 @@ def read_params(params: Iterable[str]) -> JSON:
             if name in CONVERSATION:
                 raise BadInput("not a field; messages come from -s, -f and the prompt")
             check_field_name(name)
-            file = files_in([param])
-            fields[name] = read_value(file[0]) if file else parse_param(value)
+            file = file_in(param)
+            fields[name] = parse_param(value) if file is None else read_value(file)
             check_value(fields[name])
     warn_of_unknown(fields, place="-p")
     return fields
 
 
-def files_in(params: Iterable[str]) -> list[str]:
-    """Return the names of the files in NAME=@FILE, as the locale encodes them."""
-    values = [param.partition("=")[2] for param in params]
-    return [os.fsdecode(value[1:].encode()) for value in values if value.startswith("@")]
+def file_in(param: str) -> str | None:
+    """Return the name of the file in NAME=@FILE, as the locale encodes it."""
+    value = param.partition("=")[2]
+    return os.fsdecode(value[1:].encode()) if value.startswith("@") else None
 
 
 def parse_param(value: str) -> Any:
@@ -1028,14 +1024,12 @@ def read_schema(schema: str) -> JSON:
 
     See https://docs.x.ai/docs/guides/structured-outputs.
     """
-    if schema.lstrip().startswith("{"):
-        with at("--schema"):
-            value = parse_text(as_text(schema))
-            check_value(value)
-    else:
-        value = read_value(schema)
+    is_inline = schema.lstrip().startswith("{")
+    with at("--schema" if is_inline else name_of(schema)):
+        value = parse_text(as_text(schema) if is_inline else decode(read_file(schema)))
+        check_value(value)
         if not isinstance(value, dict):
-            raise BadInput(f"{name_of(schema)}: expected a JSON Schema, found {show(value)}")
+            raise BadInput(f"expected a JSON Schema, found {show(value)}")
     return {
         "type": "json_schema",
         "json_schema": {"name": "reply", "schema": value, "strict": True},
@@ -1090,26 +1084,30 @@ def encode_body(body: JSON) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-# Two threads carry out an exchange.  One is in run(): it connects, posts the body, waits for the
-# headers, and then for nothing but the deadline, when it shuts the connection down.  The other is
-# the main thread, in fetch() and then read_blocks(): it waits for the headers and reads the body,
-# and draws the status line meanwhile.  That makes two, because nothing interrupts a look-up of the
-# host, because the deadline must hold whatever else blocks (a header that drips, a block that does
-# not decompress to a single byte), and because one can connect while the other waits for a prompt.
+# Two threads carry out an exchange.  The main thread is in fetch(), where it hands over the request
+# and waits for the headers, and then in read_blocks().  The other one, in run(), does in turn:
 #
-# The gate is a lock for each attempt, which is taken once: by run() as it is about to send, or else
-# by the main thread as it gives up, without a connection or a prompt.  Whoever is second gives up.
-# So a body that is given up for want of a connection is never sent, and one that may have been sent
-# is never repeated.  no_answer() and refusal() set repeat_after by this table, and
-# seconds_to_wait() obeys it:
+#   connects early                over https without a proxy; if that fails, it is forgotten
+#   waits for the request         on a connection that is idle for IDLE_LIMIT at most
+#   connects                      unless the early connection still stands
+#   takes the gate, sends the request, and waits for the headers
+#   waits for the attempt's end   and shuts the connection down if the deadline is first
 #
-#   what ended the attempt                     the gate      the body is posted again, if asked for
-#   no connection within 10 s                  main's        yes
-#   the connection failed before that, or TLS  free          yes, unless it will fail again
-#   no headers by the deadline                 run()'s       no
-#   the connection failed after that           run()'s       no
-#   a status that is not 2xx                   run()'s       as refusal() says
-#   anything in or after a body of 2xx         run()'s       no
+# It takes two because nothing interrupts a look-up of the host, because the deadline must hold
+# whatever else blocks (a header that drips, a block that does not decompress to a single byte), and
+# because one can connect while the other waits for a prompt.  Either of them draws the status line.
+#
+# The gate is a lock for each attempt, which is taken once and never released: by run() before it
+# sends, or by fetch() for want of a connection, or by end() for want of a prompt.  The second one
+# gives up.  So a request that is given up is never sent, and one that may have been sent is never
+# repeated.  no_answer() and refusal() set repeat_after by this table, and seconds_to_wait() obeys:
+#
+#   what ended the attempt                 the gate      the body is posted again, if asked for
+#   connecting failed, or took 10 s        fetch()'s     yes, unless it will fail again
+#   no headers by the deadline             run()'s       no
+#   the connection failed before them      run()'s       no
+#   a status that is not 2xx               run()'s       as refusal() says
+#   anything in or after a body of 2xx     run()'s       no
 
 
 def ask(
@@ -1122,14 +1120,12 @@ def ask(
     """
     server = exchange.server
     data = encode_body(body)
-    headers = request_headers(server, len(data), is_stream=bool(body.get("stream")))
+    headers = request_headers(server, is_stream=bool(body.get("stream")))
     wait = Wait(timeout, activity=f"waiting for {body['model']}")
     for attempt in range(retries + 1):
         reply.begin()
         wait.begin()
         try:
-            if attempt or not exchange.events.empty():  # it failed before there was a prompt
-                exchange = Exchange(server)
             response = exchange.fetch(headers, data, wait)
             reply.request_id = response.headers.get("x-request-id")
             blocks = read_blocks(response, reply, wait)
@@ -1150,9 +1146,11 @@ def ask(
             if attempt == retries or seconds is None or seconds > wait.seconds_left():
                 raise type(failure)(message) from None
         finally:
-            wait.finish()
+            wait.end()
+            exchange.is_over.set()
         log.warning(f"{message}; trying again in {seconds:.1f} s")
         time.sleep(seconds)
+        exchange = Exchange(server)
 
 
 def seconds_to_wait(failure: Failure, attempt: int) -> float | None:
@@ -1165,11 +1163,10 @@ def seconds_to_wait(failure: Failure, attempt: int) -> float | None:
     return (failure.repeat_after or backoff) + random.uniform(0, backoff)
 
 
-def request_headers(server: Server, length: int, *, is_stream: bool) -> dict[str, str]:
+def request_headers(server: Server, *, is_stream: bool) -> dict[str, str]:
     accept = ["application/json", "text/event-stream"]
     headers = {
         "Content-Type": "application/json",
-        "Content-Length": str(length),
         "Accept": ", ".join(reversed(accept) if is_stream else accept),
         "User-Agent": f"xchat/{__version__}",
         **server.headers,
@@ -1182,19 +1179,14 @@ def request_headers(server: Server, length: int, *, is_stream: bool) -> dict[str
 class Wait:
     """What goes on while we wait: the time runs out, and a terminal is told what we wait for.
 
-    seconds_left, late       the deadline of the run
-    get                      an event of another thread, if it comes in time
-    watch                    shuts a connection down at the deadline, if the attempt lasts so long
-    begin, finish            an attempt
-    activity, draw, end      the status line, drawn once a second by either thread; end() erases it
+    seconds_left, late             the deadline of the run
+    until                          what another thread does, if that is in time
+    activity, begin, draw, end     the status line, drawn once a second by either thread
     """
 
     def __init__(self, timeout: float, *, activity: str) -> None:
-        import threading
-
         self.timeout = timeout
         self.start = self.drawn = time.monotonic()
-        self.is_late = False
         self.activity = activity
         is_dumb = os.environ.get("TERM", "dumb") == "dumb" or sys.stderr is None
         self.is_wanted = not is_dumb and os.isatty(2) and log.level == logging.WARNING
@@ -1207,48 +1199,18 @@ class Wait:
     def late(self, what: str = "no answer") -> NoAnswer:
         return NoAnswer(f"{what} within {self.timeout:g} s; --timeout sets a longer limit")
 
-    def get(self, events: queue.SimpleQueue[Any], *, at_most: float = math.inf) -> Any:
-        """Return the next event, or raise it if it is an exception; queue.Empty: it is late."""
-        import queue
-
+    def until(self, event: threading.Event, *, at_most: float = math.inf) -> bool:
+        """Wait for the event, until the deadline at most; return whether it came."""
         end = time.monotonic() + min(at_most, self.seconds_left())
-        while True:
-            left = end - time.monotonic()
-            try:
-                event = events.get(timeout=max(min(left, 1), 0))
-            except queue.Empty:
-                if left <= 1:
-                    raise
-                self.draw()
-                continue
-            if isinstance(event, BaseException):
-                raise event
-            return event
-
-    def watch(self, connection: socket.socket) -> None:
-        """Shut the connection down at the deadline, which ends whatever waits for it."""
-        import socket
-
-        is_over = self.is_over
-        while left := self.seconds_left():
-            if is_over.wait(min(left, 1)):
-                return
+        while not event.wait(min(end - time.monotonic(), 1)):
+            if time.monotonic() >= end:
+                return False
             self.draw()
-        self.is_late = True
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
+        return True
 
     def begin(self) -> None:
-        """Begin an attempt."""
-        import threading
-
+        """Let the line be drawn from now on."""
         self.is_waiting = self.is_wanted
-        self.is_over = threading.Event()
-
-    def finish(self) -> None:
-        """End an attempt."""
-        self.end()
-        self.is_over.set()
 
     def draw(self) -> None:
         """Draw the line, at most once a second."""
@@ -1272,51 +1234,47 @@ class Wait:
 
 
 class Exchange:
-    """One request and its response.
+    """One request and its response, by way of a thread that connects at once.
 
-    fetch      posts the request and returns the response
-    run        the other thread's part, which begins at once: only the request is waited for
-    end        gives up what fetch() was not called for
+    fetch      hands the request to the thread, and returns the response
+    run        is what the thread does
+    end        ends the thread; a request that was not sent is not sent any more
     """
 
     def __init__(self, server: Server) -> None:
-        import queue
-        import threading
-
         self.server = server
         self.gate = threading.Lock()
-        self.is_posted = threading.Event()
-        self.events: queue.SimpleQueue[Any] = queue.SimpleQueue()  # a response or an exception
+        self.is_decided = threading.Event()  # headers, data and wait are set, or the gate is taken
+        self.is_answered = threading.Event()  # answer is set: a response or an exception
+        self.is_over = threading.Event()
+        self.answer: Any = None
         self.thread = threading.Thread(target=self.run, daemon=True)
         self.thread.start()
         atexit.register(self.end)
 
     def fetch(self, headers: dict[str, str], data: bytes, wait: Wait) -> requests.Response:
         """Post the body once and return the response as soon as its headers are there."""
-        import queue
-
         self.headers, self.data, self.wait = headers, data, wait
-        self.is_posted.set()
+        self.is_decided.set()
         limit = min(CONNECT_TIMEOUT, wait.timeout)
-        try:
-            try:
-                response = wait.get(self.events, at_most=limit)
-            except queue.Empty:
-                if self.gate.acquire(blocking=False):
-                    secure = "secure " if self.server.url.startswith("https:") else ""
-                    late = TimeoutError(None, f"no {secure}connection within {limit:g} s")
-                    raise no_answer(late, self.server, is_sent=False) from None
-                response = wait.get(self.events)
-        except queue.Empty:
+        wait.until(self.is_answered, at_most=limit)
+        is_sent = not self.gate.acquire(blocking=False)
+        if is_sent and not wait.until(self.is_answered):
             way = f" through the proxy {self.server.proxy}" if self.server.proxy else ""
-            raise wait.late(f"no answer{way}") from None
-        except wire_errors() as error:
-            raise no_answer(error, self.server, is_sent=self.gate.locked()) from None
+            raise wait.late(f"no answer{way}")
+        answer = self.answer
+        if answer is None:
+            secure = "secure " if self.server.url.startswith("https:") else ""
+            answer = TimeoutError(None, f"no {secure}connection within {limit:g} s")
+        if isinstance(answer, wire_errors()):
+            raise no_answer(answer, self.server, is_sent=is_sent)
+        if isinstance(answer, BaseException):
+            raise answer
         log.debug("* the response begins")
-        log.debug(f"< HTTP/{response.raw.version / 10} {response.status_code} {response.reason}")
-        for name, value in response.headers.items():
+        log.debug(f"< HTTP/{answer.raw.version / 10} {answer.status_code} {answer.reason}")
+        for name, value in answer.headers.items():
             log.debug(f"< {name}: {value}")
-        return response  # type: ignore[no-any-return]
+        return answer  # type: ignore[no-any-return]
 
     def run(self) -> None:
         """Connect, post the request, hand over the response, and watch the clock."""
@@ -1324,6 +1282,7 @@ class Exchange:
 
         import requests
 
+        connection = None
         try:
             # the adapter, not a session: no netrc, no redirects, no cookies
             response = make_adapter(self).send(
@@ -1333,27 +1292,25 @@ class Exchange:
                 verify=self.server.trust,
                 proxies=self.server.proxies,
             )
-            connection = None
             with contextlib.suppress(OSError, ValueError):  # it has no body, and is closed
                 connection = socket.socket(fileno=os.dup(response.raw.fileno()))
-            self.events.put(response)
+            self.answer = response
         except BaseException as error:  # noqa: BLE001  # the main thread raises it again
-            self.events.put(error)
-        else:
-            if connection:
-                with connection:
-                    self.wait.watch(connection)
-
-    def wait_for_request(self) -> None:
-        self.is_posted.wait()
-        if self.gate.locked():
-            raise TimeoutError
+            self.answer = error
+        self.is_answered.set()
+        if connection:
+            with connection, contextlib.suppress(OSError):
+                if not self.wait.until(self.is_over):
+                    connection.shutdown(socket.SHUT_RDWR)  # which ends whatever waits for it
 
     def end(self) -> None:
         """End the thread: the process may crash if it exits while OpenSSL is at work."""
-        is_given_up = self.gate.acquire(blocking=False)
-        self.is_posted.set()
-        self.thread.join(1 if is_given_up else 0.1)
+        is_unsent = self.gate.acquire(blocking=False)
+        if is_unsent:
+            log.disabled = True  # -v would tell of connecting after what ended the run
+        self.is_decided.set()
+        self.is_over.set()
+        self.thread.join(1 if is_unsent else 0.1)  # it may still wait for the network
 
 
 def no_answer(error: Exception, server: Server, *, is_sent: bool) -> NoAnswer:
@@ -1365,15 +1322,16 @@ def no_answer(error: Exception, server: Server, *, is_sent: bool) -> NoAnswer:
     message, root = explain(error), root_of(error)
     is_certificate = isinstance(root, ssl.SSLCertVerificationError)
     is_proxy = bool(server.proxy) and not (is_sent and server.url.startswith("https:"))
-    is_refused = False
+    proxy_refused = False
     if is_certificate:
         message += f" (trusted: {server.trust})"
     if is_proxy and is_certificate and not isinstance(error, requests.exceptions.ProxyError):
         message = f"through the proxy {server.proxy}: {message}"
     elif is_proxy:
         message = f"the proxy {server.proxy} failed: {message}"
-        is_refused = bool(re.search(r"\b[34]\d\d\b", str(root))) or type(root).__module__ == "socks"
-    is_lasting = is_sent or is_certificate or is_refused
+        has_status = re.search(r"\b[34]\d\d\b", str(root))
+        proxy_refused = bool(has_status) or type(root).__module__ == "socks"
+    is_lasting = is_sent or is_certificate or proxy_refused
     return NoAnswer(message, repeat_after=None if is_lasting else 0)
 
 
@@ -1385,33 +1343,12 @@ def wire_errors() -> tuple[type[Exception], ...]:
 
 
 def make_adapter(exchange: Exchange) -> requests.adapters.HTTPAdapter:
-    """Return what connects and then sends the exchange's request: once, with TCP's keep-alive."""
-    import socket
-
+    """Return what connects and then sends the exchange's request, once."""
     from requests.adapters import HTTPAdapter
-    from urllib3.connection import HTTPConnection
-
-    idle, interval = KEEPALIVE  # middleboxes forget connections that are silent for long
-    seconds = {"TCP_KEEPIDLE": idle, "TCP_KEEPALIVE": idle, "TCP_KEEPINTVL": interval}
-    socket_options = [
-        *HTTPConnection.default_socket_options,
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        *[
-            (socket.IPPROTO_TCP, getattr(socket, name), value)
-            for name, value in seconds.items()
-            if hasattr(socket, name)
-        ],
-    ]
 
     class Adapter(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-            super().init_poolmanager(*args, **kwargs, socket_options=socket_options)
-
-        def proxy_manager_for(self, proxy: Any, **kwargs: Any) -> Any:
-            return super().proxy_manager_for(proxy, **kwargs, socket_options=socket_options)
-
         def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-            """Prepare a pool of connections, on which OpenSSL takes a list of directories."""
+            """Prepare a pool: for OpenSSL, a list of directories; and our own connections."""
             first = verify if os.path.exists(verify) else verify.split(os.pathsep)[0]
             super().cert_verify(conn, url, first, cert)  # type: ignore[no-untyped-call]
             if first != verify:
@@ -1426,37 +1363,68 @@ def make_adapter(exchange: Exchange) -> requests.adapters.HTTPAdapter:
 def posting(connection: Any, exchange: Exchange) -> Any:
     """Return the class of connections that send the exchange's request.
 
-    They connect before it is there, if that takes round trips, and not through a proxy.
+    Where connecting takes round trips, and there is no proxy, it is done before the request is
+    there.  What fails before that is forgotten.
     """
-    server, is_posted = exchange.server, exchange.is_posted
+    server, is_decided = exchange.server, exchange.is_decided
 
     class Posting(connection):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **{**kwargs, "socket_options": socket_options()})
+
         def connect(self) -> None:
-            if server.proxy or not server.url.startswith("https:"):
-                exchange.wait_for_request()
-            is_early = not is_posted.is_set()
-            super().connect()
-            # who is in between may forget an idle connection, and tell nobody: use none that is old
-            if is_early and not (is_posted.wait(IDLE_LIMIT) and is_idle(self.sock)):
-                log.debug("* closing the idle connection")
+            """Connect; the request is there, or given up, when this returns."""
+            if server.url.startswith("https:") and not server.proxy and not is_decided.is_set():
+                try:
+                    super().connect()
+                    # who is in between may forget an idle connection, and tell nobody
+                    if is_decided.wait(IDLE_LIMIT) and is_idle(self.sock):
+                        return
+                except wire_errors():
+                    if is_decided.is_set():
+                        raise
                 self.close()
-                exchange.wait_for_request()
-                super().connect()
+                log.debug("* the early connection is not used")
+            is_decided.wait()
+            if exchange.gate.locked():
+                raise TimeoutError  # to nobody: the attempt is given up
+            super().connect()
 
         def request(self, *args: Any, headers: Any, **kwargs: Any) -> None:
-            if self.is_closed:
+            if self.is_closed:  # over plain http; the gate is taken with a connection only
                 self.connect()
             if not exchange.gate.acquire(blocking=False):
                 raise TimeoutError
             self.timeout = None  # was that of connecting; a busy server may take long to read
-            headers.update(exchange.headers)  # which may have one for a proxy
+            # those of an empty request, and perhaps one for a proxy
+            headers.update(exchange.headers, **{"Content-Length": str(len(exchange.data))})
             super().request(*args, **{**kwargs, "body": exchange.data, "headers": headers})
 
     return Posting
 
 
+def socket_options() -> list[tuple[int, int, int]]:
+    """Return TCP's options: no delay, and keep-alive, as middleboxes forget silent connections."""
+    import socket
+
+    idle, interval = KEEPALIVE
+    seconds = {"TCP_KEEPIDLE": idle, "TCP_KEEPALIVE": idle, "TCP_KEEPINTVL": interval}
+    return [
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        *[
+            (socket.IPPROTO_TCP, getattr(socket, name), value)
+            for name, value in seconds.items()
+            if hasattr(socket, name)
+        ],
+    ]
+
+
 def is_idle(connection: socket.socket) -> bool:
-    """Say whether the TLS connection stands, and the server has said nothing, such as a 408."""
+    """Say whether the TLS connection stands, and the server has said nothing, such as a 408.
+
+    The connection is left without a timeout; urllib3 sets one with each request.
+    """
     import ssl
 
     connection.settimeout(0)
@@ -1484,20 +1452,12 @@ def telling(connection: Any) -> Any:
                 )
             log.debug("* connected")
 
-        def putrequest(self, method: str, url: str, *args: Any, **kwargs: Any) -> None:
-            self.head = [f"> {method} {url} HTTP/1.1"]  # told once it is sent
-            super().putrequest(method, url, *args, **kwargs)
-
-        def putheader(self, header: str, *values: Any) -> None:
-            value = values[0].decode() if isinstance(values[0], bytes) else values[0]
-            hidden = "authorization" in header.lower()
-            self.head.append(f"> {header}: {'[hidden]' if hidden else value}")
-            super().putheader(header, *values)
-
-        def endheaders(self, *args: Any, **kwargs: Any) -> None:
-            super().endheaders(*args, **kwargs)
-            for line in self.head:
-                log.debug(line)
+        def send(self, data: Any) -> None:
+            super().send(data)
+            if data.startswith(b"POST "):  # the head; the body, which is JSON, comes after it
+                for line in data.decode("latin-1").rstrip().split("\r\n"):
+                    line = re.sub("(?i)(authorization): .*", r"\1: [hidden]", line)
+                    log.debug(f"> {line}")
 
     return Telling
 
@@ -1564,7 +1524,7 @@ def explain(error: Exception) -> str:
 class Reply:
     """What is known of the reply so far.  Of the choices, only that with index 0 counts."""
 
-    def __init__(self, host: str = "", *, keep_body: bool = False) -> None:
+    def __init__(self, host: str, *, keep_body: bool = False) -> None:
         self.host = host
         self.start = time.monotonic()
         self.request_id: str | None = None
@@ -1611,9 +1571,9 @@ def read_blocks(response: requests.Response, reply: Reply, wait: Wait) -> Iterat
             if size > REPLY_LIMIT:
                 raise BadReply(f"the reply is larger than {REPLY_LIMIT // MIB} MiB")
     except wire_errors() as error:
-        if not wait.is_late:
+        if wait.seconds_left():
             raise BadReply(f"the reply is cut short: {explain(error)}") from None
-    if wait.is_late:
+    if not wait.seconds_left():
         raise wait.late("not the whole answer" if size else "no answer")
 
 
@@ -1968,7 +1928,7 @@ def deliver(
         if data and not data.endswith(b"\n"):
             data += b"\n"
         if output is None and not is_live:
-            write_out(None, data)
+            write_output(data)
         if failure is None:
             with added:  # neither file is replaced if one cannot be written
                 if output is not None:
@@ -2248,12 +2208,12 @@ def ways_to_add(text: str, value: Any, turn: list[JSON]) -> Iterator[str]:
     try:
         parse_json(text)
     except (ValueError, RecursionError):
-        lists = (
+        heading = (
             r"^(?:messages|history):.*\n(?:[ \t]*(?:#.*)?\r?\n)*"
             if isinstance(value, dict)
             else r"^"
         )
-        first = re.search(lists + r"( *)- ", text, re.MULTILINE)
+        first = re.search(heading + r"( *)- ", text, re.MULTILINE)
         lines = to_yaml(short(turn))
         if first:
             yield text + end + re.sub(r"^(?=.)", first[1], lines, flags=re.MULTILINE)
@@ -2491,7 +2451,7 @@ def xchat(
     if verbose:
         sys.addaudithook(tell_sockets)
     output = None if output is None or output == "-" or fd_of(output) == 1 else output
-    inputs = [*files, *images, request["schema"], *files_in(request["params"])]
+    inputs = [*files, *images, request["schema"], *map(file_in, request["params"])]
     check_options(
         words, inputs, files=files, no_stdin=no_stdin, append=append,
         output=output, stream=request["stream"], extract=extract, raw=raw,
@@ -2611,7 +2571,7 @@ def explain_usage(error: click.UsageError) -> str:
     return f"{message}{SEE_HELP}"
 
 
-if interrupt is signal.default_int_handler:
-    signal.signal(signal.SIGINT, interrupt)
+if usual_sigint is signal.default_int_handler:
+    signal.signal(signal.SIGINT, usual_sigint)
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,7 +18,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,6 +85,14 @@ class Request:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[socket.socket]:
+    """Hold a port of loopback, on which nobody listens."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        yield server
 
 
 class Listener:

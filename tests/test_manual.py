@@ -99,6 +99,7 @@ def test_the_statuses_are_those_of_the_failures() -> None:
         f"nesting of more than {xchat.NESTING_LIMIT} levels",
         f"more than {xchat.EVENT_LIMIT // 4:,} messages",
         f"a hint after {xchat.HINT_DELAY} seconds",
+        f"idle for {xchat.IDLE_LIMIT} seconds",
         f"up to {xchat.BACKOFF_LIMIT} s",
         f"more than {xchat.RETRY_AFTER_LIMIT} s",
         "answered {}, {}, {} or {}.".format(*xchat.REPEATABLE),

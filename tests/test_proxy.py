@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import trustme
 from conftest import Result, Run
 from network import ESTABLISHED, HOST, SOCKS_OK, URL, Proxy, Socks, api_behind_a_proxy, tls_for
 from network import tunnel as tunnel_to
-from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, reply, stream
+from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, refusing, reply, stream
 
 KEY = "xai-abcDEF0123456789"
 HELLO = Result(b"Hello\n", "", 0)
@@ -149,9 +148,9 @@ def test_a_proxy_that_cannot_connect_is_asked_again(api: Api, run: Run) -> None:
 
 
 def test_a_proxy_that_is_not_there_is_named(api: Api, run: Run) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with refusing() as server:
         host = f"127.0.0.1:{server.getsockname()[1]}"
-    result = run("Hi", env={"HTTPS_PROXY": f"http://user:secret@{host}"})
+        result = run("Hi", env={"HTTPS_PROXY": f"http://user:secret@{host}"})
     message = f"xchat: {HOST}: the proxy {host} failed: Connection refused\n"
     assert result == Result(b"", message, 3)
 
@@ -302,9 +301,9 @@ def test_a_socks_proxy_that_never_answers(api: Api, run: Run, pysocks: None) -> 
 
 
 def test_a_socks_proxy_that_is_not_there(api: Api, run: Run, pysocks: None) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with refusing() as server:
         host = f"127.0.0.1:{server.getsockname()[1]}"
-    result = run("Hi", env={"ALL_PROXY": f"socks5h://user:secret@{host}"})
+        result = run("Hi", env={"ALL_PROXY": f"socks5h://user:secret@{host}"})
     message = f"xchat: {HOST}: the proxy {host} failed: Connection refused\n"
     assert result == Result(b"", message, 3)
 

@@ -13,7 +13,19 @@ from typing import Any
 
 import pytest
 from conftest import Result, Run, needs
-from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, read_request, reply
+from server import (
+    HANG,
+    RESET,
+    STREAM_HEAD,
+    Api,
+    chunk,
+    completion,
+    event,
+    perform,
+    read_request,
+    refusing,
+    reply,
+)
 
 AGAIN = r"xchat: 127\.0\.0\.1:\d+: (.*); trying again in (\d+\.\d) s"
 
@@ -157,23 +169,17 @@ def test_a_wait_that_ends_after_the_deadline_is_not_begun(api: Api, run: Run) ->
 
 
 def test_a_connection_that_is_refused_is_tried_again(run: Run) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    process = run.start(
-        "--retries", "9", "Hi", env={"XCHAT_BASE_URL": f"http://127.0.0.1:{port}/v1"}
-    )
-    line = process.stderr.readline().decode()
-    assert re.fullmatch(AGAIN + "\n", line)
-    assert "Connection refused; trying again" in line
-
-    def answer(server: socket.socket) -> None:
-        connection, _ = server.accept()
+    with refusing() as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/v1"
+        process = run.start("--retries", "9", "Hi", env={"XCHAT_BASE_URL": url})
+        line = process.stderr.readline().decode()
+        assert re.fullmatch(AGAIN + "\n", line)
+        assert "Connection refused; trying again" in line
+        server.listen()
+        connection, _address = server.accept()
         with connection:
             read_request(connection)
-            connection.sendall(b"".join(step for step in HELLO if isinstance(step, bytes)))
-
-    with socket.create_server(("127.0.0.1", port)) as server:
-        answer(server)
+            perform(HELLO, connection)
     assert process.communicate(timeout=30)[0] == b"Hello\n"
     assert process.returncode == 0
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import TOP, Result, Run, needs
-from server import HANG, RESET, Api, completion, reply
+from server import HANG, RESET, Api, completion, refusing, reply
 
 ERRORS = [
     # status line, body, exit status, what is said
@@ -201,9 +201,9 @@ def test_an_error_is_told_even_if_its_body_is_cut_short(api: Api, run: Run) -> N
 
 
 def test_nobody_listens(run: Run) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with refusing() as server:
         port = server.getsockname()[1]
-    result = run("Hi", env={"XCHAT_BASE_URL": f"http://127.0.0.1:{port}/v1"})
+        result = run("Hi", env={"XCHAT_BASE_URL": f"http://127.0.0.1:{port}/v1"})
     assert result == Result(b"", f"xchat: 127.0.0.1:{port}: Connection refused\n", 3)
 
 

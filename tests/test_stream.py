@@ -696,7 +696,7 @@ def read_all(blocks: list[bytes]) -> tuple[str, xchat.Failure | None]:
     wait = xchat.Wait(9, activity="")
     text = ""
     try:
-        for piece in xchat.read_reply(blocks, xchat.Reply(), wait):
+        for piece in xchat.read_reply(blocks, xchat.Reply("host"), wait):
             text += piece
     except xchat.Failure as failure:
         return text, failure

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import socket
 
 import pytest
 import trustme
 from conftest import Result, Run
 from network import ESTABLISHED, HOST, URL, Proxy, api_behind_a_proxy, tls_for, tunnel
-from server import STREAM_HEAD, Api, completion, reply, stream
+from server import STREAM_HEAD, Api, completion, refusing, reply, stream
 
 KEY = "xai-abcDEF0123456789"
 SECRET = "cf-0123456789abcdef"
@@ -194,9 +193,9 @@ def test_control_characters_of_the_server_are_not_shown(api: Api, run: Run) -> N
 
 
 def test_the_addresses_that_are_tried_are_shown(run: Run) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    with refusing() as server:
         port = server.getsockname()[1]
-    result = run("-v", "Hi", env={"XCHAT_BASE_URL": f"http://localhost:{port}/v1"})
+        result = run("-v", "Hi", env={"XCHAT_BASE_URL": f"http://localhost:{port}/v1"})
     assert (result.out, result.status) == (b"", 3)
     lines = lines_of(result)
     assert "* looking up localhost" in lines

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import trustme
 from conftest import File, Result, Run, needs
-from server import Api, completion, perform, read_request, reply
+from server import Api, completion, perform, read_request, refusing, reply
 
 KEY = "xai-abcDEF0123456789"
 NOT_ASCII = "contains a space, a control character or a letter outside ASCII"
@@ -346,15 +346,12 @@ def test_a_proxy_that_refuses_is_told_without_its_password(
 
 
 def test_a_proxy_that_is_not_there(run: Run) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
+    env = {"XCHAT_BASE_URL": "https://xchat.invalid/v1", "XAI_API_KEY": KEY}
+    with refusing() as server:
         port = server.getsockname()[1]
-    env = {
-        "XCHAT_BASE_URL": "https://xchat.invalid/v1",
-        "XAI_API_KEY": KEY,
-        "HTTPS_PROXY": f"http://user:secret@127.0.0.1:{port}",
-    }
-    message = f"xchat: xchat.invalid: the proxy 127.0.0.1:{port} failed: Connection refused\n"
-    assert run("Hi", env=env) == Result(b"", message, 3)
+        env["HTTPS_PROXY"] = f"http://user:secret@127.0.0.1:{port}"
+        message = f"xchat: xchat.invalid: the proxy 127.0.0.1:{port} failed: Connection refused\n"
+        assert run("Hi", env=env) == Result(b"", message, 3)
     env["HTTPS_PROXY"] = "socks5://user:secret@127.0.0.1:9"
     result = run("Hi", env=env)
     if importlib.util.find_spec("socks"):
