@@ -31,7 +31,6 @@ import signal
 usual_sigint = signal.getsignal(signal.SIGINT)
 if usual_sigint is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until main(), it would be a traceback
-import atexit
 import contextlib
 import functools
 import io
@@ -1087,9 +1086,9 @@ def encode_body(body: JSON) -> bytes:
 # Two threads carry out an exchange.  The main thread is in fetch(), where it hands over the request
 # and waits for the headers, and then in read_blocks().  The other one, in run(), does in turn:
 #
-#   connects early                over https without a proxy; if that fails, it is forgotten
+#   connects early                over https without a proxy, if the request is not there at once
 #   waits for the request         on a connection that is idle for IDLE_LIMIT at most
-#   connects                      unless the early connection still stands
+#   connects                      unless the early connection stands
 #   takes the gate, sends the request, and waits for the headers
 #   waits for the attempt's end   and shuts the connection down if the deadline is first
 #
@@ -1098,9 +1097,9 @@ def encode_body(body: JSON) -> bytes:
 # because one can connect while the other waits for a prompt.  Either of them draws the status line.
 #
 # The gate is a lock for each attempt, which is taken once and never released: by run() before it
-# sends, or by fetch() for want of a connection, or by end() for want of a prompt.  The second one
-# gives up.  So a request that is given up is never sent, and one that may have been sent is never
-# repeated.  no_answer() and refusal() set repeat_after by this table, and seconds_to_wait() obeys:
+# sends, or by fetch() for want of a connection.  The second one gives up.  So a request that is
+# given up is never sent, and one that may have been sent is never repeated.  no_answer() and
+# refusal() set repeat_after by this table, and seconds_to_wait() obeys it:
 #
 #   what ended the attempt                 the gate      the body is posted again, if asked for
 #   connecting failed, or took 10 s        fetch()'s     yes, unless it will fail again
@@ -1238,25 +1237,22 @@ class Exchange:
 
     fetch      hands the request to the thread, and returns the response
     run        is what the thread does
-    end        ends the thread; a request that was not sent is not sent any more
     """
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self.gate = threading.Lock()
-        self.is_decided = threading.Event()  # headers, data and wait are set, or the gate is taken
+        self.has_request = threading.Event()  # headers, data and wait are set
         self.is_answered = threading.Event()  # answer is set: a response or an exception
         self.is_over = threading.Event()
         self.answer: Any = None
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-        atexit.register(self.end)
+        threading.Thread(target=self.run, daemon=True).start()
 
     def fetch(self, headers: dict[str, str], data: bytes, wait: Wait) -> requests.Response:
         """Post the body once and return the response as soon as its headers are there."""
         self.headers, self.data, self.wait = headers, data, wait
-        self.is_decided.set()
-        limit = min(CONNECT_TIMEOUT, wait.timeout)
+        self.has_request.set()
+        limit = min(CONNECT_TIMEOUT, wait.seconds_left())
         wait.until(self.is_answered, at_most=limit)
         is_sent = not self.gate.acquire(blocking=False)
         if is_sent and not wait.until(self.is_answered):
@@ -1265,7 +1261,7 @@ class Exchange:
         answer = self.answer
         if answer is None:
             secure = "secure " if self.server.url.startswith("https:") else ""
-            answer = TimeoutError(None, f"no {secure}connection within {limit:g} s")
+            answer = TimeoutError(None, f"no {secure}connection within {limit:.2g} s")
         if isinstance(answer, wire_errors()):
             raise no_answer(answer, self.server, is_sent=is_sent)
         if isinstance(answer, BaseException):
@@ -1302,15 +1298,6 @@ class Exchange:
             with connection, contextlib.suppress(OSError):
                 if not self.wait.until(self.is_over):
                     connection.shutdown(socket.SHUT_RDWR)  # which ends whatever waits for it
-
-    def end(self) -> None:
-        """End the thread: the process may crash if it exits while OpenSSL is at work."""
-        is_unsent = self.gate.acquire(blocking=False)
-        if is_unsent:
-            log.disabled = True  # -v would tell of connecting after what ended the run
-        self.is_decided.set()
-        self.is_over.set()
-        self.thread.join(1 if is_unsent else 0.1)  # it may still wait for the network
 
 
 def no_answer(error: Exception, server: Server, *, is_sent: bool) -> NoAnswer:
@@ -1364,30 +1351,28 @@ def posting(connection: Any, exchange: Exchange) -> Any:
     """Return the class of connections that send the exchange's request.
 
     Where connecting takes round trips, and there is no proxy, it is done before the request is
-    there.  What fails before that is forgotten.
+    there.  If that fails, or the connection is closed by then, another one is made.
     """
-    server, is_decided = exchange.server, exchange.is_decided
+    import ssl
+
+    server, has_request = exchange.server, exchange.has_request
 
     class Posting(connection):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **{**kwargs, "socket_options": socket_options()})
 
         def connect(self) -> None:
-            """Connect; the request is there, or given up, when this returns."""
-            if server.url.startswith("https:") and not server.proxy and not is_decided.is_set():
-                try:
+            """Connect; the request is there when this returns."""
+            is_direct = server.url.startswith("https:") and not server.proxy
+            if is_direct and not has_request.wait(0.02):  # a prompt that is ready gains nothing
+                with contextlib.suppress(*wire_errors()):
                     super().connect()
                     # who is in between may forget an idle connection, and tell nobody
-                    if is_decided.wait(IDLE_LIMIT) and is_idle(self.sock):
+                    if has_request.wait(IDLE_LIMIT) and is_idle(self.sock):
                         return
-                except wire_errors():
-                    if is_decided.is_set():
-                        raise
                 self.close()
                 log.debug("* the early connection is not used")
-            is_decided.wait()
-            if exchange.gate.locked():
-                raise TimeoutError  # to nobody: the attempt is given up
+            has_request.wait()
             super().connect()
 
         def request(self, *args: Any, headers: Any, **kwargs: Any) -> None:
@@ -1398,7 +1383,10 @@ def posting(connection: Any, exchange: Exchange) -> Any:
             self.timeout = None  # was that of connecting; a busy server may take long to read
             # those of an empty request, and perhaps one for a proxy
             headers.update(exchange.headers, **{"Content-Length": str(len(exchange.data))})
-            super().request(*args, **{**kwargs, "body": exchange.data, "headers": headers})
+            try:
+                super().request(*args, **{**kwargs, "body": exchange.data, "headers": headers})
+            except ssl.SSLEOFError:  # the server may have answered before it closed
+                raise BrokenPipeError from None  # after which urllib3 reads
 
     return Posting
 
@@ -2497,21 +2485,22 @@ def xchat(
 # Main ----------------------------------------------------------------------------------------
 
 
-def main() -> int:
-    """Run the command and return its exit status; the signals end it as they end any filter."""
-    atexit.register(gc.freeze)  # at the end it would scan all there is: 8 % of all instructions
+def main() -> NoReturn:
+    """Run the command and exit with its status; the signals end it as they end any filter."""
     log.addHandler(StandardError())
     conceal(os.environ.get("XAI_API_KEY", "").strip(), "[the key]")  # options may hold it
+    status = 0
     try:
         with interruptible():
             xchat.main(prog_name="xchat", standalone_mode=False)
     except click.ClickException as error:
         log.error(explain_usage(error) if isinstance(error, click.UsageError) else error.message)
-        return error.exit_code
+        status = error.exit_code
     except MemoryError:
         log.error("not enough memory")
-        return 1
-    return 0
+        status = 1
+    # all is written; the usual end would crash if OpenSSL is at work in the other thread
+    os._exit(status)
 
 
 class Interrupt(BaseException):
@@ -2544,7 +2533,7 @@ def die_of(number: int) -> NoReturn:
     """End by the signal itself, which is what a shell's loop looks for."""
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    sys.exit(128 + number)  # the parent has blocked it
+    os._exit(128 + number)  # the parent has blocked it
 
 
 SEE_HELP = "; see xchat --help"
@@ -2574,4 +2563,4 @@ def explain_usage(error: click.UsageError) -> str:
 if usual_sigint is signal.default_int_handler:
     signal.signal(signal.SIGINT, usual_sigint)
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
