@@ -22,7 +22,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TOP = Path(__file__).parent.parent
-XCHAT = TOP / "xchat.py"
+COMMAND = TOP / "tests" / "command.py"
 
 File = Callable[..., str]  # the fixture file()
 
@@ -69,7 +69,7 @@ class Run:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
-        self.command = [sys.executable, str(XCHAT)]
+        self.command = [sys.executable, str(COMMAND)]
 
     def start(self, *args: str | bytes, env: dict[str, str] | None = None, **popen: Any) -> Any:
         popen = {"stdin": subprocess.DEVNULL, "stdout": -1, "stderr": -1, **popen}
