@@ -1475,6 +1475,7 @@ NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "RECORD
 
 def explain(error: Exception) -> str:
     """Return what failed an exchange, in words for its user."""
+    import errno
     import http.client
     import socket
     import ssl
@@ -1491,7 +1492,8 @@ def explain(error: Exception) -> str:
         return f"cannot find the host: {root.strerror}"
     if isinstance(root, ssl.SSLCertVerificationError):
         return f"cannot trust its certificate: {root.verify_message}"
-    if isinstance(root, (ssl.SSLEOFError, http.client.RemoteDisconnected)):
+    is_closed = isinstance(root, (ssl.SSLEOFError, http.client.RemoteDisconnected))
+    if is_closed or (isinstance(root, OSError) and root.errno == errno.ENOTCONN):
         return "closed the connection without an answer"
     if isinstance(root, ssl.SSLError):
         words = (root.reason or str(root)).replace("_", " ").lower()
@@ -2510,10 +2512,14 @@ class Interrupt(BaseException):
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Let a signal clean up, on the terminal and among the files, before it ends the run."""
+    received: list[int] = []
 
     def interrupt(number: int, _frame: Any) -> NoReturn:
-        signal.signal(number, signal.SIG_DFL)  # the second one does not wait for the cleaning
-        raise Interrupt(number)
+        signal.signal(number, signal.SIG_DFL)
+        if received:  # the second one does not wait for the cleaning
+            die_of(number)
+        received.append(number)
+        raise Interrupt
 
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     usual = (signal.SIG_DFL, signal.default_int_handler)  # the parent may ignore it instead
@@ -2522,9 +2528,9 @@ def interruptible() -> Iterator[None]:
         for number in caught:
             signal.signal(number, interrupt)
         yield
-    except Interrupt as error:
-        die_of(error.args[0])
     finally:
+        if received:  # whatever came of the Interrupt: the threading module may turn it into more
+            die_of(received[0])
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
 

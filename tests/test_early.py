@@ -180,6 +180,14 @@ def test_a_failure_that_lasts_is_told_once(early: Early, run: Run) -> None:
     assert early.connections == 2
 
 
+def test_a_connection_that_is_reset_at_once_is_told_in_words(early: Early, run: Run) -> None:
+    early.before = [[RESET]] * 2  # the second is for a machine so slow that the first is early
+    result = run("-n", "Hi")
+    words = ["closed the connection without an answer", "Connection reset by peer"]
+    assert (result.out, result.status) == (b"", 3)
+    assert result.err in [f"xchat: {early.host}: {word}\n" for word in words]
+
+
 def test_a_second_attempt_has_a_connection_of_its_own(early: Early, run: Run) -> None:
     early.will(reply({}, "503 Service Unavailable", retry_after="0"), reply(completion()))
     process = start(run, "-q", "--retries", "1")

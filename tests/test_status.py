@@ -301,6 +301,19 @@ def test_a_signal_ends_it_without_a_word(api: Api, run: Run, number: signal.Sign
     assert (process.wait(20), process.stdout.read(), process.stderr.read()) == (-number, b"", b"")
 
 
+def test_two_signals_at_once_end_it_without_a_word(api: Api, run: Run) -> None:
+    asked = threading.Semaphore(0)
+    for _ in range(8):
+        api.will([lambda _connection: asked.release(), HANG])
+        process = run.start("Hi")
+        assert asked.acquire(timeout=20)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) in (-signal.SIGTERM, -signal.SIGINT)
+        assert (process.stdout.read(), process.stderr.read()) == (b"", b"")
+
+
 def test_a_signal_ends_it_while_standard_input_is_silent(api: Api, run: Run) -> None:
     processes = [run.start(stdin=subprocess.PIPE) for _ in SIGNALS]
     for process, number in zip(processes, SIGNALS, strict=True):
