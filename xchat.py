@@ -14,8 +14,8 @@ The data passes the sections below in their order:
 Input becomes text in decode() and as_text(), a reply in add_event(); text becomes bytes in
 encode_body(), receive(), deliver() and appended().  Messages are the API's own JSON mappings all
 the way, checked once by check_message().  Over https the connection is begun before the prompt is
-read; see the comment above ask().  Whatever is expected to go wrong is a
-Failure, whose class carries the exit status; anything else that is raised is a bug.
+read; see the comment above ask().  Whatever is expected to go wrong is a Failure, whose class
+carries the exit status; anything else that is raised is a bug.
 
 An import inside a function is one that many runs do without; imports are what most runs spend
 their time on.
