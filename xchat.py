@@ -1444,7 +1444,7 @@ def telling(connection: Any) -> Any:
             super().send(data)
             if data.startswith(b"POST "):  # the head; the body, which is JSON, comes after it
                 for line in data.decode("latin-1").rstrip().split("\r\n"):
-                    line = re.sub("(?i)(authorization): .*", r"\1: [hidden]", line)
+                    line = re.sub("(?i)^([^:]*authorization[^:]*): .*", r"\1: [hidden]", line)
                     log.debug(f"> {line}")
 
     return Telling

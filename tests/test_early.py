@@ -81,6 +81,14 @@ def finish(process: Any, prompt: bytes = b"Hi") -> Result:
     return Result(out, err.decode(), process.returncode)
 
 
+def wait_for_connection(early: Early, number: int = 1) -> None:
+    """Wait until so many clients are connected, whose handshake may still last."""
+    end = time.monotonic() + 20
+    while early.connections < number:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def wait_for_failure(process: Any) -> None:
     """Wait until the client knows that the server has refused the connection."""
     while not process.stderr.readline().endswith(b": the early connection is not used\n"):
@@ -95,14 +103,6 @@ def test_the_connection_stands_before_the_prompt(early: Early, run: Run) -> None
     assert finish(process) == HELLO
     assert early.body["messages"] == [{"role": "user", "content": "Hi"}]
     assert (early.connections, early.problems) == (1, [])
-
-
-def wait_for_connection(early: Early, number: int = 1) -> None:
-    """Wait until so many clients are connected, whose handshake may still last."""
-    end = time.monotonic() + 20
-    while early.connections < number:
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def test_a_handshake_that_lasts_is_waited_for(early: Early, run: Run) -> None:
