@@ -39,6 +39,7 @@ import json
 import logging
 import math
 import os
+import queue
 import re
 import select
 import stat
@@ -53,10 +54,11 @@ import click
 
 if TYPE_CHECKING:
     import ipaddress
-    import socket
+    import ssl
     from urllib.parse import SplitResult
 
-    import requests
+    from urllib3.connection import HTTPConnection
+    from urllib3.response import HTTPResponse
 
 
 __version__ = "0.1.0"
@@ -73,7 +75,8 @@ ERROR_LIMIT = MIB  # bytes of an error's body that are looked at
 BLOCK = 1 << 16  # bytes per read
 NESTING_LIMIT = 100  # levels of a conversation file
 EVENT_LIMIT = 1_000_000  # of YAML: four a message, so more than any model can read
-IDLE_LIMIT = 4  # seconds a connection may wait for the prompt; some servers close it after 5
+IDLE_LIMIT = 4  # seconds an early connection may wait; some servers close it after 5
+ITEMS_AHEAD = 64  # blocks that are read before they are wanted
 KEEPALIVE = (60, 30)  # seconds of silence before the first probe, and between probes
 BACKOFF_LIMIT = 30  # seconds between two attempts, if the server names no time
 RETRY_AFTER_LIMIT = 120  # seconds; a server that asks for a longer wait is not asked again
@@ -142,6 +145,7 @@ def at(place: str, kind: type[Failure] | None = None) -> Iterator[None]:
 # what -v adds.
 log = logging.getLogger("xchat")
 
+HIDDEN = "[hidden]"
 hidden_words: dict[str, str] = {}  # the key and its like, and what is shown instead
 
 # control characters, line separators, and what makes a terminal write from right to left
@@ -151,17 +155,34 @@ ERASE_LINE = "\r\x1b[K"
 
 
 class StandardError(logging.Handler):
-    """Writes each message as one line of printable text without the secrets."""
+    """Writes each message as a line, after what kind of line it is."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = re.sub(UNPRINTABLE, " ", hide(record.getMessage())).strip()
-        if len(line) > 1000:  # the end has the request id
-            line = f"{line[:800]} ... {line[-100:]}"
+        line = record.getMessage()
         if record.levelno > logging.DEBUG:
             line = f"xchat: {line}"
         elif line.startswith("*"):
             line = f"* {record.relativeCreated / 1000:.3f} s: {line[2:]}"
-        write_error(f"{line}\n")
+        write_error(line)
+
+
+def write_error(
+    line: str, *, begin: str = "", width: int | None = None, is_json: bool = False
+) -> None:
+    """Write a line to standard error, printable and without the secrets; the one way to get there.
+
+    With a width it is a status line, and does not end.  A lost message must not lose the reply.
+    """
+    line = re.sub(UNPRINTABLE, " ", hide(line, is_json=is_json)).strip()
+    if width is not None:
+        line = line.encode("ascii", "replace").decode()[:width]
+    elif len(line) > 1000 and not is_json:  # the end has the request id
+        line = f"{line[:800]} ... {line[-100:]}"
+    text = f"{begin}{line}" if width is not None else f"{line}\n"
+    # not print(): what a full disk leaves in sys.stderr's buffer turns the exit status into 120
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            os.write(2, text.encode(errors="backslashreplace"))
 
 
 def conceal(secret: str, name: str) -> None:
@@ -175,9 +196,11 @@ def conceal(secret: str, name: str) -> None:
         hidden_words.update(dict.fromkeys(forms, name))
 
 
-def hide(text: str) -> str:
-    """Return the text without the secrets."""
+def hide(text: str, *, is_json: bool = False) -> str:
+    """Return the text without the secrets; in JSON, a header's value may be just a number."""
     for secret, name in sorted(hidden_words.items(), key=lambda item: -len(item[0])):
+        if is_json and (len(secret) < 8 or name == HIDDEN):
+            continue
         if len(secret) > 7:
             pattern = f"(?:{UNPRINTABLE})?".join(map(re.escape, secret))
         else:  # it may well be a part of a word or of an address
@@ -186,15 +209,19 @@ def hide(text: str) -> str:
     return text
 
 
-def write_error(text: str) -> None:
-    """Write to standard error; a lost message must not lose the reply."""
-    # not print(): what a full disk leaves in sys.stderr's buffer turns the exit status into 120
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError):
-            os.write(2, text.encode(errors="backslashreplace"))
-
-
 # Reading: the environment --------------------------------------------------------------------
+
+
+class Proxy(NamedTuple):
+    """The proxy on the way to the server."""
+
+    url: str  # with the password
+    host: str  # with the port, where one is given
+    headers: dict[str, str]  # which carry the password to an HTTP proxy
+
+    @property
+    def is_socks(self) -> bool:
+        return self.url.startswith("socks")
 
 
 class Server(NamedTuple):
@@ -204,9 +231,14 @@ class Server(NamedTuple):
     host: str  # with the port, where one is given
     key: str  # may be empty for a server other than the API's
     headers: dict[str, str]  # of XCHAT_HEADERS
-    proxies: dict[str, str]
-    proxy: str  # the host of the one that is used, empty for none
+    proxy: Proxy | None
     trust: str  # a file or a list of directories
+    tls: ssl.SSLContext | None
+
+    @property
+    def is_forwarded(self) -> bool:
+        """The proxy reads the request, as in plain http, and passes it on."""
+        return self.proxy is not None and not (self.tls or self.proxy.is_socks)
 
 
 def read_server() -> Server:
@@ -230,12 +262,12 @@ def read_server() -> Server:
         headers = read_headers(os.environ.get("XCHAT_HEADERS", ""))
     import_requests()
     url = f"{base_url}/chat/completions"
-    proxies, proxy = ({}, "") if on_loopback(host) else read_proxies(url)
-    trust = trust_store() if parts.scheme == "https" else ""
-    log.debug(f"* proxy: {proxy or 'none'}")
-    if parts.scheme == "https":
+    proxy = None if on_loopback(host) else read_proxy(url)
+    trust, tls = read_trust_store() if parts.scheme == "https" else ("", None)
+    log.debug(f"* proxy: {proxy.host if proxy else 'none'}")
+    if tls:
         log.debug(f"* trusted certificates: {trust}")
-    return Server(url, parts.netloc, key, headers, proxies, proxy, trust)
+    return Server(url, parts.netloc.lower(), key, headers, proxy, trust, tls)
 
 
 def import_requests() -> None:
@@ -343,66 +375,80 @@ def read_headers(text: str) -> dict[str, str]:
         if name.lower() in map(str.lower, headers):
             raise BadInput(f"line {number}: {name} is given twice")
         headers[name] = value
-        conceal(value, "[hidden]")
+        conceal(value, HIDDEN)
     return headers
 
 
 PROXY_SCHEMES = ("http", "https", "socks5h", "socks5", "socks4a", "socks4")
 
 
-def read_proxies(url: str) -> tuple[dict[str, str], str]:
-    """Return the proxies by scheme, and the host of the one for the URL.
-
-    They are what HTTPS_PROXY, ALL_PROXY and NO_PROXY say.
-    """
+def read_proxy(url: str) -> Proxy | None:
+    """Return the proxy for the URL by HTTPS_PROXY (or HTTP_PROXY), ALL_PROXY and NO_PROXY."""
     import base64
     import importlib.util
     from urllib.parse import unquote
 
     from requests.utils import get_environ_proxies, select_proxy
 
-    proxies = get_environ_proxies(url)
-    proxy = select_proxy(url, proxies)
+    proxy = select_proxy(url, get_environ_proxies(url))
     if not proxy:
-        return proxies, ""
+        return None
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
     scheme = url.partition(":")[0].upper()
     with at(f"{scheme}_PROXY or ALL_PROXY"):
-        parts = check_url(proxy if "://" in proxy else f"http://{proxy}", schemes=PROXY_SCHEMES)
+        parts = check_url(proxy, schemes=PROXY_SCHEMES)
         if parts.scheme.startswith("socks") and not importlib.util.find_spec("socks"):
             raise BadInput("SOCKS needs PySocks: pip install PySocks, or Debian's python3-socks")
-    if parts.password:
-        user, password = unquote(parts.username or ""), unquote(parts.password)
-        token = base64.b64encode(f"{user}:{password}".encode()).decode()
-        for secret in (parts.password, password, token):
-            conceal(secret, "[hidden]")
-    return proxies, parts.netloc.rpartition("@")[2]
+    headers = {}
+    if parts.username is not None:
+        user, password = unquote(parts.username), unquote(parts.password or "")
+        token = base64.b64encode(f"{user}:{password}".encode("latin-1")).decode()
+        headers["Proxy-Authorization"] = f"Basic {token}"
+        for secret in (parts.password or "", password, token):
+            conceal(secret, "[the password]")
+    return Proxy(proxy, parts.netloc.rpartition("@")[2], headers)
 
 
-def trust_store() -> str:
-    """Return the file or the list of directories of trusted certificates."""
+TRUST_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def read_trust_store() -> tuple[str, ssl.SSLContext]:
+    """Return the file or the directories of trusted certificates, and what checks by them."""
     import ssl
 
     from requests.utils import DEFAULT_CA_BUNDLE_PATH
+    from urllib3.util import create_urllib3_context
 
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
+    context = create_urllib3_context()
+    for name in TRUST_VARIABLES:
         if path := os.environ.get(name):
             with at(name), at(path):
                 paths = path.split(os.pathsep) if name == "SSL_CERT_DIR" else [path]
-                directories = list(filter(os.path.isdir, paths))
-                if any(map(is_hashed, directories)):
-                    return os.pathsep.join(directories)
-                if directories:
-                    raise BadInput("contains no hashed certificate; run openssl rehash on it")
-                os.stat(path)
-                try:
-                    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-                except ssl.SSLError:
-                    raise BadInput("contains no certificate in PEM") from None
-                return path
-    default = ssl.get_default_verify_paths()
-    if default.capath and is_hashed(default.capath):
-        return default.capath
-    return default.cafile or DEFAULT_CA_BUNDLE_PATH
+                return load_certificates(context, paths), context
+    usual = ssl.get_default_verify_paths()
+    is_usable = bool(usual.capath) and is_hashed(usual.capath)
+    path = (is_usable and usual.capath) or usual.cafile or DEFAULT_CA_BUNDLE_PATH
+    with at(path):
+        return load_certificates(context, [path]), context
+
+
+def load_certificates(context: ssl.SSLContext, paths: list[str]) -> str:
+    """Have certificates trusted, those of a file or of directories; return what was used."""
+    import ssl
+
+    directories = os.pathsep.join(filter(os.path.isdir, paths))
+    if any(map(is_hashed, paths)):
+        context.load_verify_locations(capath=directories)
+        return directories
+    if directories:
+        raise BadInput("contains no hashed certificate; run openssl rehash on it")
+    file = os.pathsep.join(paths)
+    os.stat(file)
+    try:
+        context.load_verify_locations(file)
+    except ssl.SSLError:
+        raise BadInput("contains no certificate in PEM") from None
+    return file
 
 
 def is_hashed(directory: str) -> bool:
@@ -445,8 +491,6 @@ def read_stdin(*, advice: str = "", timeout: float = math.inf) -> bytearray:
         delay = min(HINT_DELAY, timeout)
         if not select.select([stdin], [], [], delay)[0]:
             if timeout > delay:
-                if os.isatty(2):  # another xchat of the pipeline may have a status line there
-                    write_error(ERASE_LINE)
                 log.warning(f"still waiting for standard input{advice}")
             left = None if timeout == math.inf else min(timeout - delay, 1e6)
             if not select.select([stdin], [], [], left)[0]:
@@ -1083,312 +1127,330 @@ def encode_body(body: JSON) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-# Two threads carry out an exchange.  The main thread is in fetch(), where it hands over the request
-# and waits for the headers, and then in read_blocks().  The other one, in run(), does in turn:
+# Two generators do what may block for ever: a look-up of the host, a handshake, headers that drip,
+# a block that does not decompress to a single byte.  Each runs in the background, in a thread that
+# shares nothing but the queue of what it yields:
 #
-#   connects early                over https without a proxy, if the request is not there at once
-#   waits for the request         on a connection that is idle for IDLE_LIMIT at most
-#   connects                      unless the early connection stands
-#   takes the gate, sends the request, and waits for the headers
-#   waits for the attempt's end   and shuts the connection down if the deadline is first
+#   connect    yields a connection that stands; over https it begins before there is a prompt
+#   exchange   posts the request on a connection, and yields the response, then its blocks
 #
-# It takes two because nothing interrupts a look-up of the host, because the deadline must hold
-# whatever else blocks (a header that drips, a block that does not decompress to a single byte), and
-# because one can connect while the other waits for a prompt.  Either of them draws the status line.
-#
-# The gate is a lock for each attempt, which is taken once and never released: by run() before it
-# sends, or by fetch() for want of a connection.  The second one gives up.  So a request that is
-# given up is never sent, and one that may have been sent is never repeated.  no_answer() and
-# refusal() set repeat_after by this table, and seconds_to_wait() obeys it:
-#
-#   what ended the attempt                 the gate      the body is posted again, if asked for
-#   connecting failed, or took 10 s        fetch()'s     yes, unless it will fail again
-#   no headers by the deadline             run()'s       no
-#   the connection failed before them      run()'s       no
-#   a status that is not 2xx               run()'s       as refusal() says
-#   anything in or after a body of 2xx     run()'s       no
+# The main thread takes from the queue, until the deadline at most.  There, and only there, it draws
+# the status line and gets the signals.  So a request is posted on a connection that the main thread
+# holds, or never; and where a failure is raised tells whether that is before or after.
 
 
 def ask(
-    exchange: Exchange, body: JSON, reply: Reply, *, timeout: float, retries: int
+    server: Server,
+    early: Background | None,
+    body: JSON,
+    reply: Reply,
+    *,
+    timeout: float,
+    retries: int,
 ) -> Iterator[str]:
     """Post the body and yield the text of the reply, piece by piece as it comes.
 
     A reply that is not whole ends in a Failure.  timeout is in seconds, from now to the last byte.
     The body is posted again, at most retries times, where it cannot have produced a reply.
     """
-    server = exchange.server
     data = encode_body(body)
-    headers = request_headers(server, is_stream=bool(body.get("stream")))
-    wait = Wait(timeout, activity=f"waiting for {body['model']}")
+    headers = request_headers(server, is_stream=bool(body.get("stream")), length=len(data))
+    status = StatusLine(reply, f"waiting for {body['model']}")
+    deadline = Deadline(timeout, tick=status.draw)
     for attempt in range(retries + 1):
-        reply.begin()
-        wait.begin()
+        reply.forget_attempt()
         try:
-            response = exchange.fetch(headers, data, wait)
+            connection = take_connection(None if attempt else early, server, deadline)
+            answer = Background(exchange(connection, server, headers, data))
+            response = take_response(answer, server, deadline)
             reply.request_id = response.headers.get("x-request-id")
-            blocks = read_blocks(response, reply, wait)
-            if response.status_code == 407 and server.proxy:
-                raise NoAnswer(f"the proxy {server.proxy} failed: 407 {response.reason}")
-            if not 200 <= response.status_code < 300:
-                is_redirect = 300 <= response.status_code < 400
-                with response:  # what a redirect says is of no use but for --json
-                    said = b"" if is_redirect and reply.body is None else read_error(blocks)
-                    raise refusal(response, said, has_key=bool(server.key))
-            for text in read_reply(blocks, reply, wait):
-                wait.end()
+            blocks = read_blocks(answer, reply, deadline)
+            if not 200 <= response.status < 300:
+                raise refusal(response, read_error(response, blocks, reply), server)
+            for text in read_reply(blocks, reply):
+                status.end()
                 yield text
             return
         except Failure as failure:
             message = reply.blame(failure.message)
             seconds = seconds_to_wait(failure, attempt)
-            if attempt == retries or seconds is None or seconds > wait.seconds_left():
+            if attempt == retries or seconds is None or seconds > deadline.seconds_left():
                 raise type(failure)(message) from None
         finally:
-            wait.end()
-            exchange.is_over.set()
+            status.erase()
         log.warning(f"{message}; trying again in {seconds:.1f} s")
         time.sleep(seconds)
-        exchange = Exchange(server)
 
 
-def seconds_to_wait(failure: Failure, attempt: int) -> float | None:
-    """Return how long to wait before the body is posted again; None: it is not."""
-    import random
-
-    if failure.repeat_after is None or failure.repeat_after > RETRY_AFTER_LIMIT:
-        return None
-    backoff = min(2.0 ** min(attempt, 9), BACKOFF_LIMIT)
-    return (failure.repeat_after or backoff) + random.uniform(0, backoff)
-
-
-def request_headers(server: Server, *, is_stream: bool) -> dict[str, str]:
+def request_headers(server: Server, *, is_stream: bool, length: int) -> dict[str, str]:
+    """Return the headers of the request, all of them: urllib3 adds none to these."""
     accept = ["application/json", "text/event-stream"]
     headers = {
+        "Host": server.host,
         "Content-Type": "application/json",
+        "Content-Length": str(length),
         "Accept": ", ".join(reversed(accept) if is_stream else accept),
+        "Accept-Encoding": "identity",
         "User-Agent": f"xchat/{__version__}",
-        **server.headers,
     }
     if server.key:
         headers["Authorization"] = f"Bearer {server.key}"
-    return headers
+    if server.proxy and server.is_forwarded:
+        headers |= server.proxy.headers
+    given = {name.lower() for name in server.headers}
+    ours = {name: value for name, value in headers.items() if name.lower() not in given}
+    return ours | server.headers
 
 
-class Wait:
-    """What goes on while we wait: the time runs out, and a terminal is told what we wait for.
+def take_connection(early: Background | None, server: Server, deadline: Deadline) -> HTTPConnection:
+    """Return the connection that was begun early if it is of use by now, or else a new one."""
+    limit = min(CONNECT_TIMEOUT, deadline.seconds_left())
+    try:
+        connection = take_early(early, deadline, at_most=limit) if early else None
+        return connection or Background(connect(server)).take(deadline, at_most=limit)
+    except queue.Empty:
+        raise no_connection(TimeoutError(), server, limit=limit) from None
 
-    seconds_left, late             the deadline of the run
-    until                          what another thread does, if that is in time
-    activity, begin, draw, end     the status line, drawn once a second by either thread
-    """
 
-    def __init__(self, timeout: float, *, activity: str) -> None:
+def take_early(early: Background, deadline: Deadline, *, at_most: float) -> HTTPConnection | None:
+    try:
+        if early.age() < IDLE_LIMIT:
+            connection: HTTPConnection = early.take(deadline, at_most=at_most)
+            if is_idle(connection.sock):
+                return connection
+    except NoAnswer as failure:
+        if failure.repeat_after is None:  # it would fail again
+            raise
+    log.debug("* the early connection is not used")
+    return None
+
+
+def take_response(answer: Background, server: Server, deadline: Deadline) -> HTTPResponse:
+    """Return the response to the request, as soon as its headers are there."""
+    try:
+        response: HTTPResponse = answer.take(deadline)
+    except queue.Empty:
+        way = f" through the proxy {server.proxy.host}" if server.proxy else ""
+        raise deadline.late(f"no answer{way}") from None
+    log.debug("* the response begins")
+    log.debug(f"< HTTP/{response.version / 10} {response.status} {response.reason}")
+    for name, value in response.headers.items():
+        log.debug(f"< {name}: {value}")
+    return response
+
+
+def read_blocks(answer: Background, reply: Reply, deadline: Deadline) -> Iterator[bytes]:
+    """Yield the body as it arrives, decompressed; raise a Failure unless it ends well."""
+    size = 0
+    try:
+        while block := b"".join(answer.take_all(deadline)):
+            if reply.body is not None:
+                reply.body += block
+            yield block
+            size += len(block)
+            if size > REPLY_LIMIT:
+                raise BadReply(f"the reply is larger than {REPLY_LIMIT // MIB} MiB")
+    except queue.Empty:
+        raise deadline.late("not the whole answer" if size else "no answer") from None
+
+
+# Asking: the time ----------------------------------------------------------------------------
+
+
+class Deadline:
+    """The end of the time for the answer; tick is called while that is waited for."""
+
+    def __init__(self, timeout: float, *, tick: Callable[[], None]) -> None:
         self.timeout = timeout
-        self.start = self.drawn = time.monotonic()
-        self.activity = activity
-        is_dumb = os.environ.get("TERM", "dumb") == "dumb" or sys.stderr is None
-        self.is_wanted = not is_dumb and os.isatty(2) and log.level == logging.WARNING
-        self.is_waiting = self.is_drawn = False
-        self.lock = threading.Lock()  # one thread draws the line, another erases it
+        self.end = time.monotonic() + timeout
+        self.tick = tick
 
     def seconds_left(self) -> float:
-        return max(self.start + self.timeout - time.monotonic(), 0)
+        return max(self.end - time.monotonic(), 0)
 
-    def late(self, what: str = "no answer") -> NoAnswer:
+    def late(self, what: str) -> NoAnswer:
         return NoAnswer(f"{what} within {self.timeout:g} s; --timeout sets a longer limit")
 
-    def until(self, event: threading.Event, *, at_most: float = math.inf) -> bool:
-        """Wait for the event, until the deadline at most; return whether it came."""
-        end = time.monotonic() + min(at_most, self.seconds_left())
-        while not event.wait(min(end - time.monotonic(), 1)):
-            if time.monotonic() >= end:
-                return False
-            self.draw()
-        return True
 
-    def begin(self) -> None:
-        """Let the line be drawn from now on."""
-        self.is_waiting = self.is_wanted
+class StatusLine:
+    """What a terminal shows while nothing comes, drawn once a second, until there is output."""
+
+    def __init__(self, reply: Reply, activity: str) -> None:
+        self.reply = reply
+        self.activity = activity
+        self.start = self.drawn = time.monotonic()
+        is_dumb = os.environ.get("TERM", "dumb") == "dumb" or sys.stderr is None
+        self.is_wanted = not is_dumb and os.isatty(2) and log.level == logging.WARNING
+        self.is_drawn = False
 
     def draw(self) -> None:
-        """Draw the line, at most once a second."""
+        """Draw the line if a second has passed since the last time."""
         now = time.monotonic()
-        with contextlib.suppress(OSError), self.lock:  # the terminal may be gone
-            if self.is_waiting and now >= self.drawn + 1:
-                self.drawn, self.is_drawn = now, True
-                activity = re.sub(UNPRINTABLE, " ", hide(self.activity))
-                line = f"{activity}, {now - self.start:.0f} s"
+        if self.is_wanted and now >= self.drawn + 1:
+            self.drawn, self.is_drawn = now, True
+            activity = "thinking" if self.reply.is_thinking else self.activity
+            with contextlib.suppress(OSError):  # the terminal may be gone
                 width = (os.get_terminal_size(2).columns or 80) - 1
-                write_error(ERASE_LINE + line.encode("ascii", "replace").decode()[:width])
+                write_error(f"{activity}, {now - self.start:.0f} s", begin=ERASE_LINE, width=width)
+
+    def erase(self) -> None:
+        if self.is_drawn:
+            self.is_drawn = False
+            write_error("", begin=ERASE_LINE, width=0)
 
     def end(self) -> None:
-        """Erase the line before output."""
-        if self.is_waiting:
-            with self.lock:
-                self.is_waiting = False
-                if self.is_drawn:
-                    self.is_drawn = False
-                    write_error(ERASE_LINE)
+        """Erase the line for good, before output."""
+        self.is_wanted = False
+        self.erase()
 
 
-class Exchange:
-    """One request and its response, by way of a thread that connects at once.
+class Background:
+    """A generator in a thread of its own, which goes on while there is room for its items.
 
-    fetch      hands the request to the thread, and returns the response
-    run        is what the thread does
+    take       returns the next item, or raises what the generator raised
+    take_all   returns what has piled up
     """
 
-    def __init__(self, server: Server) -> None:
-        self.server = server
-        self.gate = threading.Lock()
-        self.has_request = threading.Event()  # headers, data and wait are set
-        self.is_answered = threading.Event()  # answer is set: a response or an exception
-        self.is_over = threading.Event()
-        self.answer: Any = None
-        threading.Thread(target=self.run, daemon=True).start()
-
-    def fetch(self, headers: dict[str, str], data: bytes, wait: Wait) -> requests.Response:
-        """Post the body once and return the response as soon as its headers are there."""
-        self.headers, self.data, self.wait = headers, data, wait
-        self.has_request.set()
-        limit = min(CONNECT_TIMEOUT, wait.seconds_left())
-        wait.until(self.is_answered, at_most=limit)
-        is_sent = not self.gate.acquire(blocking=False)
-        if is_sent and not wait.until(self.is_answered):
-            way = f" through the proxy {self.server.proxy}" if self.server.proxy else ""
-            raise wait.late(f"no answer{way}")
-        answer = self.answer
-        if answer is None:
-            secure = "secure " if self.server.url.startswith("https:") else ""
-            answer = TimeoutError(None, f"no {secure}connection within {limit:.2g} s")
-        if isinstance(answer, wire_errors()):
-            raise no_answer(answer, self.server, is_sent=is_sent)
-        if isinstance(answer, BaseException):
-            raise answer
-        log.debug("* the response begins")
-        log.debug(f"< HTTP/{answer.raw.version / 10} {answer.status_code} {answer.reason}")
-        for name, value in answer.headers.items():
-            log.debug(f"< {name}: {value}")
-        return answer  # type: ignore[no-any-return]
-
-    def run(self) -> None:
-        """Connect, post the request, hand over the response, and watch the clock."""
-        import socket
-
-        import requests
-
-        connection = None
+    def __init__(self, generator: Iterator[Any]) -> None:
+        self.start = time.monotonic()
+        self.items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(ITEMS_AHEAD):  # a slow reader holds the server up
+            self.room.put(None)
+        # which the thread inherits: a signal that it got would not wake the main thread
+        usual = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            # the adapter, not a session: no netrc, no redirects, no cookies
-            response = make_adapter(self).send(
-                requests.Request("POST", self.server.url).prepare(),
-                stream=True,
-                timeout=(CONNECT_TIMEOUT / 2, None),  # for each address of the host
-                verify=self.server.trust,
-                proxies=self.server.proxies,
-            )
-            with contextlib.suppress(OSError, ValueError):  # it has no body, and is closed
-                connection = socket.socket(fileno=os.dup(response.raw.fileno()))
-            self.answer = response
-        except BaseException as error:  # noqa: BLE001  # the main thread raises it again
-            self.answer = error
-        self.is_answered.set()
-        if connection:
-            with connection, contextlib.suppress(OSError):
-                if not self.wait.until(self.is_over):
-                    connection.shutdown(socket.SHUT_RDWR)  # which ends whatever waits for it
+            threading.Thread(target=self.run, args=[generator], daemon=True).start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, usual)
 
+    def run(self, generator: Iterator[Any]) -> None:
+        """Put the items into the queue, and last an exception, or None."""
+        last = None
+        try:
+            for item in generator:
+                self.room.get()
+                self.items.put(item)
+        except BaseException as error:  # noqa: BLE001  # take() raises it again
+            last = error
+        self.items.put(last)
 
-def no_answer(error: Exception, server: Server, *, is_sent: bool) -> NoAnswer:
-    """Return the failure of an exchange that ended without a response."""
-    import ssl
+    def age(self) -> float:
+        """Return the seconds since it began."""
+        return time.monotonic() - self.start
 
-    import requests
-
-    message, root = explain(error), root_of(error)
-    is_certificate = isinstance(root, ssl.SSLCertVerificationError)
-    is_proxy = bool(server.proxy) and not (is_sent and server.url.startswith("https:"))
-    proxy_refused = False
-    if is_certificate:
-        message += f" (trusted: {server.trust})"
-    if is_proxy and is_certificate and not isinstance(error, requests.exceptions.ProxyError):
-        message = f"through the proxy {server.proxy}: {message}"
-    elif is_proxy:
-        message = f"the proxy {server.proxy} failed: {message}"
-        has_status = re.search(r"\b[34]\d\d\b", str(root))
-        proxy_refused = bool(has_status) or type(root).__module__ == "socks"
-    is_lasting = is_sent or is_certificate or proxy_refused
-    return NoAnswer(message, repeat_after=None if is_lasting else 0)
-
-
-def wire_errors() -> tuple[type[Exception], ...]:
-    """Return what requests and urllib3 raise; some of it is a bare OSError or ValueError."""
-    from urllib3.exceptions import HTTPError
-
-    return (OSError, ValueError, HTTPError)
-
-
-def make_adapter(exchange: Exchange) -> requests.adapters.HTTPAdapter:
-    """Return what connects and then sends the exchange's request, once."""
-    from requests.adapters import HTTPAdapter
-
-    class Adapter(HTTPAdapter):
-        def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-            """Prepare a pool: for OpenSSL, a list of directories; and our own connections."""
-            first = verify if os.path.exists(verify) else verify.split(os.pathsep)[0]
-            super().cert_verify(conn, url, first, cert)  # type: ignore[no-untyped-call]
-            if first != verify:
-                conn.ca_certs, conn.ca_cert_dir = None, verify
-            if log.isEnabledFor(logging.DEBUG):
-                conn.ConnectionCls = telling(conn.ConnectionCls)
-            conn.ConnectionCls = posting(conn.ConnectionCls, exchange)
-
-    return Adapter()
-
-
-def posting(connection: Any, exchange: Exchange) -> Any:
-    """Return the class of connections that send the exchange's request.
-
-    Where connecting takes round trips, and there is no proxy, it is done before the request is
-    there.  If that fails, or the connection is closed by then, another one is made.
-    """
-    import ssl
-
-    server, has_request = exchange.server, exchange.has_request
-
-    class Posting(connection):  # type: ignore[misc]
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **{**kwargs, "socket_options": socket_options()})
-
-        def connect(self) -> None:
-            """Connect; the request is there when this returns."""
-            is_direct = server.url.startswith("https:") and not server.proxy
-            if is_direct and not has_request.wait(0.02):  # a prompt that is ready gains nothing
-                with contextlib.suppress(*wire_errors()):
-                    super().connect()
-                    # who is in between may forget an idle connection, and tell nobody
-                    if has_request.wait(IDLE_LIMIT) and is_idle(self.sock):
-                        return
-                self.close()
-                log.debug("* the early connection is not used")
-            has_request.wait()
-            super().connect()
-
-        def request(self, *args: Any, headers: Any, **kwargs: Any) -> None:
-            if self.is_closed:  # over plain http; the gate is taken with a connection only
-                self.connect()
-            if not exchange.gate.acquire(blocking=False):
-                raise TimeoutError
-            self.timeout = None  # was that of connecting; a busy server may take long to read
-            # those of an empty request, and perhaps one for a proxy
-            headers.update(exchange.headers, **{"Content-Length": str(len(exchange.data))})
+    def take(self, deadline: Deadline, *, at_most: float = math.inf) -> Any:
+        """Return the next item, None after the last one; queue.Empty if the time is over first."""
+        end = min(deadline.end, time.monotonic() + at_most)
+        while True:
+            deadline.tick()
+            left = end - time.monotonic()
             try:
-                super().request(*args, **{**kwargs, "body": exchange.data, "headers": headers})
-            except ssl.SSLEOFError:  # the server may have answered before it closed
-                raise BrokenPipeError from None  # after which urllib3 reads
+                item = self.items.get(timeout=min(max(left, 0), 1))
+                break
+            except queue.Empty:
+                if left <= 0:
+                    raise
+        self.room.put(None)
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
-    return Posting
+    def take_all(self, deadline: Deadline) -> list[Any]:
+        """Return the next item and what has piled up behind it; an empty list after the last."""
+        items = [self.take(deadline)]
+        while self.items.qsize() > 1:  # the last one may be the end
+            items.append(self.take(deadline))
+        return [] if items == [None] else items
+
+
+# Asking: the connection ----------------------------------------------------------------------
+
+
+def connect(server: Server) -> Iterator[HTTPConnection]:
+    """Yield a connection that stands, to the server or to the proxy that forwards to it."""
+    connection = new_connection(server)
+    try:
+        connection.connect()
+    except wire_errors() as error:
+        is_beyond = connection.has_connected_to_proxy
+        failure = no_connection(error, server, beyond_proxy=is_beyond)
+        log.debug(f"* no connection: {failure.message}")
+        raise failure from None
+    if server.tls:
+        sock: Any = connection.sock
+        certificate = sock.getpeercert()
+        issuer = ", ".join(value for part in certificate["issuer"] for _name, value in part)
+        expiry = certificate.get("notAfter")
+        log.debug(f"* {sock.version()}, certificate of {issuer}, expires {expiry}")
+    log.debug("* connected")
+    yield connection
+
+
+def new_connection(server: Server) -> HTTPConnection:
+    """Return a connection that is yet to be made: the one place for address, proxy and trust."""
+    from urllib.parse import urlsplit
+
+    from urllib3.connection import HTTPConnection, HTTPSConnection, ProxyConfig
+
+    kinds: Any = HTTPConnection, HTTPSConnection
+    options: JSON = {"timeout": CONNECT_TIMEOUT, "socket_options": socket_options()}
+    target, proxy = urlsplit(server.url), server.proxy
+    if proxy and proxy.is_socks:
+        from urllib3.contrib import socks
+
+        kinds = socks.SOCKSConnection, socks.SOCKSHTTPSConnection
+        manager = socks.SOCKSProxyManager(proxy.url)
+        options["_socks_options"] = manager.connection_pool_kw["_socks_options"]
+        proxy = None
+    hop = urlsplit(proxy.url) if proxy else target
+    is_secure = "https" in (hop.scheme, target.scheme)
+    if is_secure:
+        options["ssl_context"] = server.tls
+        options["proxy_config"] = ProxyConfig(server.tls, False, None, None)
+    port = hop.port or (443 if hop.scheme == "https" else 80)
+    connection: HTTPConnection = kinds[is_secure](host=hop.hostname, port=port, **options)
+    if proxy and target.scheme == "https":
+        host, port = target.hostname or "", target.port or 443
+        connection.set_tunnel(host, port, proxy.headers, scheme=hop.scheme)
+    return connection
+
+
+def exchange(
+    connection: HTTPConnection, server: Server, headers: dict[str, str], data: bytes
+) -> Iterator[Any]:
+    """Post the data, once, and yield the response, then the blocks of its body as they arrive."""
+    import ssl
+    from urllib.parse import urlsplit
+
+    target = server.url if server.is_forwarded else urlsplit(server.url).path
+    log.debug(f"> POST {target} HTTP/1.1")
+    for name, value in headers.items():
+        is_secret = "authorization" in name.lower()
+        log.debug(f"> {name}: {'[hidden]' if is_secret else value}")
+    connection.timeout = None  # was that of connecting; a busy server may take long to read
+    try:
+        # the server may have answered before it closed
+        with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
+            connection.request("POST", target, data, headers, preload_content=False)
+        response = connection.getresponse()
+    except wire_errors() as error:
+        raise no_answer(error, server) from None
+    yield response
+    try:
+        yield from blocks_of(response)
+    except wire_errors() as error:
+        raise BadReply(f"the reply is cut short: {explain(error)}") from None
+
+
+def blocks_of(response: HTTPResponse) -> Iterator[bytes]:
+    """Return the blocks of a body, decompressed; each as soon as it has arrived."""
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("identity", *response.CONTENT_DECODERS):  # also "gzip, gzip", as of a bomb
+        raise BadReply(f"cannot read a reply that is compressed as {encoding!r}")
+    if response.chunked:  # a chunk costs stream() a quarter less, but only a chunk
+        return response.stream(BLOCK, decode_content=True)
+    return iter(functools.partial(response.read1, BLOCK, decode_content=True), b"")
 
 
 def socket_options() -> list[tuple[int, int, int]]:
@@ -1408,46 +1470,21 @@ def socket_options() -> list[tuple[int, int, int]]:
     ]
 
 
-def is_idle(connection: socket.socket) -> bool:
-    """Say whether the TLS connection stands, and the server has said nothing, such as a 408.
+def is_idle(sock: Any) -> bool:
+    """Say whether a TLS connection stands, and the server has said nothing, such as a 408.
 
-    The connection is left without a timeout; urllib3 sets one with each request.
+    The socket is left without a timeout; urllib3 sets one with each request.
     """
     import ssl
 
-    connection.settimeout(0)
+    sock.settimeout(0)
     try:
-        connection.recv(1)  # beyond the session tickets
+        sock.recv(1)  # beyond the session tickets
     except ssl.SSLWantReadError:
         return True
     except OSError:
         pass
     return False
-
-
-def telling(connection: Any) -> Any:
-    """Return the class of connections with what -v tells added."""
-
-    class Telling(connection):  # type: ignore[misc]
-        def connect(self) -> None:
-            super().connect()
-            certificate = hasattr(self.sock, "getpeercert") and self.sock.getpeercert()
-            if certificate:
-                issuer = ", ".join(value for part in certificate["issuer"] for _name, value in part)
-                log.debug(
-                    f"* {self.sock.version()}, certificate of {issuer},"
-                    f" expires {certificate.get('notAfter')}"
-                )
-            log.debug("* connected")
-
-        def send(self, data: Any) -> None:
-            super().send(data)
-            if data.startswith(b"POST "):  # the head; the body, which is JSON, comes after it
-                for line in data.decode("latin-1").rstrip().split("\r\n"):
-                    line = re.sub("(?i)^([^:]*authorization[^:]*): .*", r"\1: [hidden]", line)
-                    log.debug(f"> {line}")
-
-    return Telling
 
 
 def tell_sockets(event: str, args: Any) -> None:
@@ -1456,56 +1493,6 @@ def tell_sockets(event: str, args: Any) -> None:
         log.debug(f"* looking up {args[0]}")
     elif event == "socket.connect":
         log.debug(f"* connecting to {' port '.join(map(str, args[1][:2]))}")
-
-
-def root_of(error: BaseException) -> BaseException:
-    """Return what an error began with; behind a proxy urllib3 keeps it in the arguments."""
-    while True:
-        context = None if error.__suppress_context__ else error.__context__
-        inner = next((arg for arg in error.args if isinstance(arg, BaseException)), None)
-        deeper = error.__cause__ or context or getattr(error, "reason", None) or inner
-        if not isinstance(deeper, BaseException):
-            return error
-        error = deeper
-
-
-# OpenSSL's reasons where the peer speaks no TLS
-NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "RECORD_LAYER_FAILURE")
-
-
-def explain(error: Exception) -> str:
-    """Return what failed an exchange, in words for its user."""
-    import errno
-    import http.client
-    import socket
-    import ssl
-    import zlib
-
-    import requests
-
-    root = root_of(error)
-    if isinstance(error, requests.ReadTimeout):  # only connecting has a limit of time
-        return f"connected, but got no answer within {CONNECT_TIMEOUT / 2:g} s"
-    if isinstance(root, TimeoutError) and not root.errno:
-        return root.strerror or f"no connection within {CONNECT_TIMEOUT / 2:g} s"
-    if isinstance(root, socket.gaierror):
-        return f"cannot find the host: {root.strerror}"
-    if isinstance(root, ssl.SSLCertVerificationError):
-        return f"cannot trust its certificate: {root.verify_message}"
-    is_closed = isinstance(root, (ssl.SSLEOFError, http.client.RemoteDisconnected))
-    if is_closed or (isinstance(root, OSError) and root.errno == errno.ENOTCONN):
-        return "closed the connection without an answer"
-    if isinstance(root, ssl.SSLError):
-        words = (root.reason or str(root)).replace("_", " ").lower()
-        failed = f"the secure connection failed: {words}"
-        return "does not speak https" if root.reason in NO_TLS else failed
-    if isinstance(root, http.client.BadStatusLine):
-        return f"does not speak HTTP: {root}"
-    if isinstance(root, http.client.IncompleteRead):
-        return "closed the connection in the middle"
-    if isinstance(root, zlib.error):
-        return "the compressed data is damaged"
-    return (isinstance(root, OSError) and root.strerror) or str(root) or type(root).__name__
 
 
 # Replying: the response ----------------------------------------------------------------------
@@ -1522,12 +1509,13 @@ class Reply:
         self.model: Any = None
         self.usage: JSON = {}
         self.has_message = False
+        self.is_thinking = False
         self.finish_reason: Any = None
         self.refusals: list[str] = []
         self.tool_calls: Any = None
         self.body: bytearray | None = bytearray() if keep_body else None
 
-    def begin(self) -> None:
+    def forget_attempt(self) -> None:
         """Discard the traces of an earlier attempt."""
         self.request_id = None
         if self.body:
@@ -1543,31 +1531,7 @@ class Reply:
         return "".join(self.texts)
 
 
-def read_blocks(response: requests.Response, reply: Reply, wait: Wait) -> Iterator[bytes]:
-    """Yield the blocks of a body as they arrive, and raise a Failure unless it ends well."""
-    size = 0
-    raw = response.raw
-    encoding = response.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", *raw.CONTENT_DECODERS):  # also "gzip, gzip", as of a bomb
-        raise BadReply(f"cannot read a reply that is compressed as {encoding!r}")
-    try:
-        read1 = functools.partial(raw.read1, BLOCK, decode_content=True)
-        # both hold nothing back; a chunk costs stream() a quarter less, but only a chunk
-        for block in raw.stream(BLOCK, decode_content=True) if raw.chunked else iter(read1, b""):
-            if reply.body is not None:
-                reply.body += block
-            yield block
-            size += len(block)
-            if size > REPLY_LIMIT:
-                raise BadReply(f"the reply is larger than {REPLY_LIMIT // MIB} MiB")
-    except wire_errors() as error:
-        if wait.seconds_left():
-            raise BadReply(f"the reply is cut short: {explain(error)}") from None
-    if not wait.seconds_left():
-        raise wait.late("not the whole answer" if size else "no answer")
-
-
-def read_reply(blocks: Iterable[bytes], reply: Reply, wait: Wait) -> Iterator[str]:
+def read_reply(blocks: Iterable[bytes], reply: Reply) -> Iterator[str]:
     """Yield the text of the reply as it comes; raise a Failure if that is not all of it.
 
     A completion is a stream of one event: a ChatResponse for a body that is no stream,
@@ -1586,7 +1550,7 @@ def read_reply(blocks: Iterable[bytes], reply: Reply, wait: Wait) -> Iterator[st
                     is_done = is_done or data == b"[DONE]"
                     if not is_done:
                         last = data
-                        text += add_event(reply, data, wait)
+                        text += add_event(reply, data)
             except Failure as error:
                 failure = error
                 if isinstance(error, BadReply) and (text or reply.texts):
@@ -1675,7 +1639,7 @@ def read_lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
     yield [b"".join(begin)]
 
 
-def add_event(reply: Reply, data: bytes, wait: Wait) -> str:
+def add_event(reply: Reply, data: bytes) -> str:
     """Return the text of a completion or a chunk; record the rest in the reply."""
     try:
         value = json.loads(data.removeprefix(BOM).decode(errors="replace"))
@@ -1704,7 +1668,7 @@ def add_event(reply: Reply, data: bytes, wait: Wait) -> str:
         reply.refusals.append(text_in(message["refusal"]))
     reply.tool_calls = message.get("tool_calls") or reply.tool_calls
     if message.get("reasoning_content"):
-        wait.activity = "thinking"
+        reply.is_thinking = True
     return text_in(message.get("content"))
 
 
@@ -1744,15 +1708,113 @@ def check_finish(reply: Reply) -> None:
         raise BadReply(f"the reply is empty{f': {why}' if why else ''}")
 
 
-def excerpt(body: bytes) -> str:
-    """Return the beginning of what should have been a completion."""
-    text = body[:ERROR_LIMIT].removeprefix(BOM).decode(errors="replace").strip()
-    if text.startswith("<"):
-        return f"{page_words(text)}; is it a login page of the network?"
-    return text or "an empty body"
+# What went wrong -----------------------------------------------------------------------------
+
+# When the request is posted again, at most as often as --retries says: only where no reply can have
+# been paid for.  Each failure says so in its repeat_after, which seconds_to_wait() obeys.
+#
+#   what ended the attempt                     again?
+#   connecting: nothing was sent               yes, unless it will fail again: no_connection()
+#   no response, or a part of one              no: no_answer(), exchange(), Deadline.late()
+#   a status of REPEATABLE                     yes, unless there is no credit: refusal()
+#   another status, or an error in a reply     no: refusal(), error_in_reply()
 
 
-# Replying: errors ----------------------------------------------------------------------------
+def seconds_to_wait(failure: Failure, attempt: int) -> float | None:
+    """Return how long to wait before the request is posted again; None: it is not."""
+    import random
+
+    if failure.repeat_after is None or failure.repeat_after > RETRY_AFTER_LIMIT:
+        return None
+    backoff = min(2.0 ** min(attempt, 9), BACKOFF_LIMIT)
+    return (failure.repeat_after or backoff) + random.uniform(0, backoff)
+
+
+def no_connection(
+    error: Exception, server: Server, *, beyond_proxy: bool = False, limit: float = CONNECT_TIMEOUT
+) -> NoAnswer:
+    """Return the failure of connecting, before anything was sent; limit is in seconds."""
+    import ssl
+
+    root = root_of(error)
+    message = explain(error)
+    if isinstance(root, TimeoutError) and not root.errno:
+        secure = "secure " if server.url.startswith("https:") else ""
+        message = f"no {secure}connection within {limit:.2g} s"
+    is_certificate = isinstance(root, ssl.SSLCertVerificationError)
+    if is_certificate:
+        message += f" (trusted: {server.trust})"
+    # of TLS, only a connection that ended may well stand the next time
+    is_lasting = isinstance(root, ssl.SSLError) and not isinstance(root, ssl.SSLEOFError)
+    if server.proxy and is_certificate and beyond_proxy:
+        message = f"through the proxy {server.proxy.host}: {message}"
+    elif server.proxy:
+        message = f"the proxy {server.proxy.host} failed: {message}"
+        has_status = re.search(r"\b[34]\d\d\b", str(root))
+        is_lasting = is_lasting or bool(has_status) or type(root).__module__ == "socks"
+    return NoAnswer(message, repeat_after=None if is_lasting else 0)
+
+
+def no_answer(error: Exception, server: Server) -> NoAnswer:
+    """Return the failure of a request that was sent, and has no response."""
+    message = explain(error)
+    if server.proxy and server.is_forwarded:
+        message = f"the proxy {server.proxy.host} failed: {message}"
+    return NoAnswer(message)
+
+
+def wire_errors() -> tuple[type[Exception], ...]:
+    """Return what urllib3 and all below it raise; some of it is a bare OSError or ValueError."""
+    from http.client import HTTPException
+
+    from urllib3.exceptions import HTTPError
+
+    return (OSError, ValueError, HTTPError, HTTPException)
+
+
+def root_of(error: BaseException) -> BaseException:
+    """Return what an error began with; behind a proxy urllib3 keeps it in the arguments."""
+    while True:
+        context = None if error.__suppress_context__ else error.__context__
+        inner = next((arg for arg in error.args if isinstance(arg, BaseException)), None)
+        deeper = error.__cause__ or context or getattr(error, "reason", None) or inner
+        if not isinstance(deeper, BaseException):
+            return error
+        error = deeper
+
+
+# OpenSSL's reasons where the peer speaks no TLS
+NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "RECORD_LAYER_FAILURE")
+
+
+def explain(error: Exception) -> str:
+    """Return what failed an exchange, in words for its user."""
+    import errno
+    import http.client
+    import socket
+    import ssl
+    import zlib
+
+    root = root_of(error)
+    if isinstance(root, socket.gaierror):
+        return f"cannot find the host: {root.strerror}"
+    if isinstance(root, ssl.SSLCertVerificationError):
+        return f"cannot trust its certificate: {root.verify_message}"
+    is_closed = isinstance(root, (ssl.SSLEOFError, http.client.RemoteDisconnected))
+    if is_closed or (isinstance(root, OSError) and root.errno == errno.ENOTCONN):
+        return "closed the connection without an answer"
+    if isinstance(root, ssl.SSLError):
+        words = (root.reason or str(root)).replace("_", " ").lower()
+        failed = f"the secure connection failed: {words}"
+        return "does not speak https" if root.reason in NO_TLS else failed
+    if isinstance(root, http.client.BadStatusLine):
+        return f"does not speak HTTP: {root}"
+    if isinstance(root, http.client.IncompleteRead):
+        return "closed the connection in the middle"
+    if isinstance(root, zlib.error):
+        return "the compressed data is damaged"
+    return (isinstance(root, OSError) and root.strerror) or str(root) or type(root).__name__
+
 
 # a 429 or an error in a 200 says only in words that it is not about the rate
 NO_CREDIT = r"(?i)\bcredits?\b|spending limit|insufficient_quota"
@@ -1764,10 +1826,12 @@ NO_MODEL = (
 )
 
 
-def refusal(response: requests.Response, body: bytes, *, has_key: bool) -> Failure:
+def refusal(response: HTTPResponse, body: bytes, server: Server) -> Failure:
     """Return the failure that a response outside 200 to 299 means, in the API's words."""
-    status = response.status_code
+    status = response.status
     message = f"{status} {response.reason or ''}".strip()
+    if status == 407 and server.proxy:
+        return NoAnswer(f"the proxy {server.proxy.host} failed: {message}")
     if 300 <= status < 400:
         location = response.headers.get("location")
         where = f" (to {location})" if location else ""
@@ -1777,7 +1841,7 @@ def refusal(response: requests.Response, body: bytes, *, has_key: bool) -> Failu
     message += f": {words}"
     if status in (400, 404) and re.search(NO_MODEL, words):
         message += "; -m or XCHAT_MODEL names another"
-    if status in (401, 403, 500) and not has_key:
+    if status in (401, 403, 500) and not server.key:
         message += "; no key was sent"
     is_refused = status < 500 and status not in (408, 429)
     if is_refused or (status == 429 and re.search(NO_CREDIT, words)):
@@ -1788,16 +1852,18 @@ def refusal(response: requests.Response, body: bytes, *, has_key: bool) -> Failu
     return Unavailable(message, repeat_after=seconds if status in REPEATABLE else None)
 
 
-def read_error(blocks: Iterator[bytes]) -> bytes:
+def read_error(response: HTTPResponse, blocks: Iterator[bytes], reply: Reply) -> bytes:
     """Return as much of an error's body as is of use, cut short or late or not."""
     body = bytearray()
+    if 300 <= response.status < 400 and reply.body is None:
+        return b""  # what a redirect says is of no use but for --json
     with contextlib.suppress(Failure):
         while len(body) < ERROR_LIMIT and (block := next(blocks, b"")):
             body += block
     return bytes(body)
 
 
-def retry_after(response: requests.Response) -> float:
+def retry_after(response: HTTPResponse) -> float:
     """Return the seconds that Retry-After names, as a number or a date; 0 where it does not."""
     from email.utils import parsedate_to_datetime
 
@@ -1863,6 +1929,14 @@ def page_words(text: str) -> str:
 
     title = re.search(r"(?i)<(?:title|message)\b[^<>]*>([^<]*)<", text)
     return (title and html.unescape(title[1]).strip()) or "a page of HTML"
+
+
+def excerpt(body: bytes) -> str:
+    """Return the beginning of what should have been a completion."""
+    text = body[:ERROR_LIMIT].removeprefix(BOM).decode(errors="replace").strip()
+    if text.startswith("<"):
+        return f"{page_words(text)}; is it a login page of the network?"
+    return text or "an empty body"
 
 
 # Replying: the output ------------------------------------------------------------------------
@@ -2018,7 +2092,7 @@ def tell_usage(reply: Reply) -> None:
     prompt = mapping_in(usage, "prompt_tokens_details")
     completion = mapping_in(usage, "completion_tokens_details")
     facts = {
-        "model": hide(reply.model) if isinstance(reply.model, str) else None,
+        "model": reply.model if isinstance(reply.model, str) else None,
         "prompt_tokens": number(usage.get("prompt_tokens")),
         "cached_tokens": number(prompt.get("cached_tokens")),
         "completion_tokens": number(usage.get("completion_tokens")),
@@ -2027,10 +2101,10 @@ def tell_usage(reply: Reply) -> None:
         "cost_usd": None if ticks is None else ticks / 1e10,
         "cost_usd_ticks": ticks,
         "seconds": round(time.monotonic() - reply.start, 3),
-        "request_id": reply.request_id and hide(reply.request_id),
+        "request_id": reply.request_id,
     }
     known = {name: value for name, value in facts.items() if value is not None}
-    write_error(json.dumps(known).replace("\x7f", "\\u007f") + "\n")
+    write_error(json.dumps(known), is_json=True)
 
 
 # Replying: files -----------------------------------------------------------------------------
@@ -2450,7 +2524,7 @@ def xchat(
     check_output(output)
     if append and server:
         check_output(files[0])
-    exchange = Exchange(server) if server else None
+    early = Background(connect(server)) if server and server.tls and not server.proxy else None
 
     old_files = [path for path in files if not (append and is_new(path))]
     fields, history = read_conversations(old_files)
@@ -2464,12 +2538,12 @@ def xchat(
     turn = prompt_messages(prompt, urls)
     body = build_body(first + history + turn, fields=fields, options=options)
     is_live = choose_stream(body, request["stream"], is_held=bool(output) or extract or raw)
-    if exchange is None:
+    if server is None:
         write_out(output, encode_body(body) + b"\n")
         return
 
-    reply = Reply(exchange.server.host, keep_body=raw)
-    texts = ask(exchange, body, reply, timeout=timeout, retries=retries)
+    reply = Reply(server.host, keep_body=raw)
+    texts = ask(server, early, body, reply, timeout=timeout, retries=retries)
     failure = receive(texts, is_live=is_live)
 
     turn.append({"role": "assistant", "content": reply.text})

@@ -693,10 +693,9 @@ def mutate(body: bytes) -> bytes:
 
 
 def read_all(blocks: list[bytes]) -> tuple[str, xchat.Failure | None]:
-    wait = xchat.Wait(9, activity="")
     text = ""
     try:
-        for piece in xchat.read_reply(blocks, xchat.Reply("host"), wait):
+        for piece in xchat.read_reply(blocks, xchat.Reply("host")):
             text += piece
     except xchat.Failure as failure:
         return text, failure
