@@ -57,6 +57,16 @@ class Result:
     status: int
 
 
+HELLO = Result(b"Hello\n", "", 0)  # what becomes of completion()
+KEY = "xai-abcDEF0123456789"
+SECRET = "cf-0123456789abcdef"  # a header's value
+
+
+def said(api: Api, words: str, *, request_id: str = " (request id req-7)") -> str:
+    """The line on standard error about what the server sent."""
+    return f"xchat: {api.host}: {words}{request_id}\n"
+
+
 def body_of(result: Result) -> Any:
     """The request of a dry run that went well."""
     assert (result.err, result.status) == ("", 0)

@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import Result, Run
+from conftest import File, Result, Run, said
 from server import STREAM_HEAD, Api, chunk, completion, event, reply, stream
 
 BODIES = [
@@ -81,6 +81,46 @@ def test_json_of_a_reply_that_is_not_whole(
         out = json.dumps(completion("Hel", finish_reason="length")).encode() + b"\n"
     assert (result.out, result.status) == (out, status)
     assert result.err.count("\n") == 1
+
+
+ERROR = b'{"error": {"code": "model_gone", "message": "gone"}}'
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_status"), [("400 Bad", 4), ("503 Busy", 5), ("302 Found", 4)]
+)
+def test_json_writes_the_body_of_an_error_too(
+    api: Api, run: Run, status: str, exit_status: int
+) -> None:
+    api.will(reply(ERROR, status), reply(ERROR, status))
+    plain = run("Hi")
+    assert (plain.out, plain.status) == (b"", exit_status)
+    assert run("--json", "Hi") == Result(ERROR + b"\n", plain.err, exit_status)
+
+
+def test_json_writes_an_error_in_a_reply(api: Api, run: Run) -> None:
+    api.will(reply(ERROR + b"\n"))
+    result = run("--json", "Hi")
+    assert result == Result(ERROR + b"\n", said(api, "error in the reply: gone"), 5)
+
+
+def test_json_writes_the_error_of_the_last_attempt_only(api: Api, run: Run) -> None:
+    api.will(reply(b'"busy"', "503 Busy", Retry_After="0.01"), reply(ERROR, "400 Bad"))
+    result = run("-q", "--json", "--retries", "1", "Hi")
+    assert result == Result(ERROR + b"\n", said(api, "400 Bad: gone"), 4)
+
+
+def test_json_writes_no_error_into_a_file(api: Api, run: Run, file: File) -> None:
+    name = file("yesterday's", "report")
+    api.will(reply(ERROR, "400 Bad"))
+    assert run("--json", "-o", name, "Hi") == Result(b"", said(api, "400 Bad: gone"), 4)
+    assert (run.home / name).read_text() == "yesterday's"
+
+
+def test_json_writes_nothing_where_there_is_no_body(api: Api, run: Run) -> None:
+    api.will(reply(b"", "400 Bad"))
+    result = run("--json", "Hi")
+    assert result == Result(b"", said(api, "400 Bad: no reason given"), 4)
 
 
 def test_json_and_a_part_of_the_text_exclude_each_other(api: Api, run: Run) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run, needs
+from conftest import Result, Run, needs, said
 from server import (
     HANG,
     RESET,
@@ -29,7 +29,7 @@ from server import (
 
 AGAIN = r"xchat: 127\.0\.0\.1:\d+: (.*); trying again in (\d+\.\d) s"
 
-HELLO = reply(completion())
+ANSWER = reply(completion())
 
 
 def waits(result: Result) -> list[tuple[str, float]]:
@@ -49,7 +49,7 @@ def test_nothing_is_posted_again_unless_asked_for(api: Api, run: Run) -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 503, 529])
 def test_what_cannot_have_produced_a_reply_is_posted_again(api: Api, run: Run, status: int) -> None:
-    api.will(reply(b"no", f"{status} No", Retry_After="0.1"), HELLO)
+    api.will(reply(b"no", f"{status} No", Retry_After="0.1"), ANSWER)
     result = run("--retries", "3", "Hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
     ((why, wait),) = waits(result)
@@ -61,7 +61,7 @@ def test_what_cannot_have_produced_a_reply_is_posted_again(api: Api, run: Run, s
 
 
 def test_the_environment_asks_for_retries(api: Api, run: Run) -> None:
-    api.will(overloaded(Retry_After="0"), HELLO)
+    api.will(overloaded(Retry_After="0"), ANSWER)
     assert run("Hi", "-q", env={"XCHAT_RETRIES": "1"}) == Result(b"Hello\n", "", 0)
     assert run("Hi", env={"XCHAT_RETRIES": "-1"}).status == 2
 
@@ -118,6 +118,26 @@ def test_what_may_have_been_paid_for_or_will_not_help_is_posted_once(
     assert len(api.requests) == 1
 
 
+@pytest.mark.parametrize("status", [502, 504, *range(520, 528), 530])
+def test_what_a_gateway_says_is_posted_once(api: Api, run: Run, status: int) -> None:
+    api.will(reply(b"upstream", f"{status} Gateway", Retry_After="0.01"))
+    result = run("--retries", "3", "Hi")
+    assert result == Result(b"", said(api, f"{status} Gateway: upstream"), 5)
+    assert len(api.requests) == 1
+
+
+@pytest.mark.parametrize("status", [429, 500, 503, 529])
+def test_what_a_busy_server_says_is_posted_again(api: Api, run: Run, status: int) -> None:
+    api.will(reply(b"busy", f"{status} No", Retry_After="0.01"), reply(completion()))
+    env = {"XAI_API_KEY": "xai-0123456789"}
+    api.key = env["XAI_API_KEY"]
+    result = run("--retries", "3", "Hi", env=env)
+    assert (result.out, result.status) == (b"Hello\n", 0)
+    begin = re.escape(said(api, f"{status} No: busy").rstrip())
+    assert re.fullmatch(rf"{begin}; trying again in \d\.\d s\n", result.err)
+    assert api.requests[0] == api.requests[1]
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -133,7 +153,7 @@ def test_what_may_have_been_paid_for_or_will_not_help_is_posted_once(
 )
 def test_a_retry_after_that_says_nothing_counts_as_absent(api: Api, run: Run, value: str) -> None:
     head = f"HTTP/1.1 503 No\r\nContent-Length: 0\r\nRetry-After: {value}\r\n\r\n"
-    api.will([head.encode()], HELLO)
+    api.will([head.encode()], ANSWER)
     result = run("--retries", "1", "Hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
     ((_why, wait),) = waits(result)
@@ -142,12 +162,32 @@ def test_a_retry_after_that_says_nothing_counts_as_absent(api: Api, run: Run, va
 
 def test_a_retry_after_that_is_a_date(api: Api, run: Run) -> None:
     date = email.utils.formatdate(time.time() + 5, usegmt=True)
-    api.will(overloaded(Retry_After=date), HELLO)
+    api.will(overloaded(Retry_After=date), ANSWER)
     start = time.monotonic()
     result = run("--retries", "1", "Hi")
     ((_why, wait),) = waits(result)
     assert 2 < wait <= 6.1
     assert time.monotonic() - start >= wait
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_retry_after_longer_than_we_wait_is_told(api: Api, run: Run, status: int) -> None:
+    api.will(reply(b"busy", f"{status} No", Retry_After="300"))
+    result = run("--retries", "3", "Hi")
+    assert result == Result(b"", said(api, f"{status} No: busy; asks to wait 300 s"), 5)
+
+
+def test_a_retry_after_that_is_a_date_is_told_in_seconds(api: Api, run: Run) -> None:
+    date = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    api.will(reply(b"busy", "503 No", Retry_After=date))
+    result = run("--retries", "3", "Hi")
+    match = re.fullmatch(
+        re.escape(said(api, "503 No: busy; asks to wait {} s")).replace(r"\{\}", r"(\d+)"),
+        result.err,
+    )
+    assert match
+    assert 3400 < int(match[1]) <= 3600
+    assert (result.out, result.status) == (b"", 5)
 
 
 def test_waits_grow_and_stay_within_the_deadline(api: Api, run: Run) -> None:
@@ -179,7 +219,7 @@ def test_a_connection_that_is_refused_is_tried_again(run: Run) -> None:
         connection, _address = server.accept()
         with connection:
             read_request(connection)
-            perform(HELLO, connection)
+            perform(ANSWER, connection)
     assert process.communicate(timeout=30)[0] == b"Hello\n"
     assert process.returncode == 0
 

@@ -13,8 +13,8 @@ import time
 from typing import Any
 
 import pytest
-from conftest import TOP, Result, Run, needs
-from server import HANG, RESET, Api, completion, refusing, reply
+from conftest import TOP, Result, Run, needs, said
+from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, refusing, reply
 
 ERRORS = [
     # status line, body, exit status, what is said
@@ -177,6 +177,13 @@ def test_a_redirect_is_not_followed(api: Api, run: Run, status: int, location: s
     assert run("Hi") == Result(b"", message, 4)
 
 
+@pytest.mark.parametrize("location", ["https://login.test/?a=b", "/v2/chat"])
+def test_where_a_redirect_points_is_told(api: Api, run: Run, location: str) -> None:
+    api.will(reply(b"", "307 Moved", Location=location))
+    words = f"307 Moved: redirects are not followed (to {location})"
+    assert run("Hi") == Result(b"", said(api, words), 4)
+
+
 def test_a_redirect_whose_body_never_comes_is_told_at_once(api: Api, run: Run) -> None:
     api.will([b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 9\r\n\r\n", HANG])
     message = f"xchat: {api.host}: 302 Found: redirects are not followed (to /x)\n"
@@ -257,6 +264,20 @@ def test_the_deadline_is_for_the_whole_answer(api: Api, run: Run, steps: list[An
     what = "not the whole answer" if steps[0] == HEAD and steps[1] == b" " else "no answer"
     message = f"xchat: {api.host}: {what} within 2 s; --timeout sets a longer limit\n"
     assert result == Result(b"", message, 3)
+
+
+def test_the_deadline_after_half_a_reply(api: Api, run: Run) -> None:
+    api.will([STREAM_HEAD, event(chunk("Hel")), HANG])
+    result = run("--stream", "--timeout", "2", "Hi")
+    words = "not the whole answer within 2 s; --timeout sets a longer limit"
+    assert result == Result(b"Hel\n", said(api, words), 3)
+
+
+def test_the_deadline_before_a_reply(api: Api, run: Run) -> None:
+    api.will([HANG])
+    result = run("--stream", "--timeout", "1", "Hi")
+    words = "no answer within 1 s; --timeout sets a longer limit"
+    assert result == Result(b"", said(api, words, request_id=""), 3)
 
 
 def test_an_error_whose_body_drips_past_the_deadline_keeps_its_status(api: Api, run: Run) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run, needs_file
+from conftest import Result, Run, needs_file, said
 from server import (
     HANG,
     RESET,
@@ -359,6 +359,31 @@ def test_half_a_reply_is_written_and_never_a_success(
     assert (result.out, result.status) == (out, status)
     assert result.err.startswith(f"xchat: {api.host}: {why}")
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("data", ["{broken}", "hello", "[1, 2]", '"text"', "12 34"])
+def test_a_malformed_event_in_mid_stream(api: Api, run: Run, data: str) -> None:
+    is_written = threading.Event()
+    rest = event(data.encode()) + event(chunk("lo", finish_reason="stop"))
+    api.will([STREAM_HEAD + event(chunk("Hel")), is_written, rest])
+    process = run.start("--stream", "Hi")
+    assert process.stdout.read(3) == b"Hel"
+    is_written.set()
+    out, err = process.communicate(timeout=20)
+    words = f"the reply is cut short: the rest is not a completion: {data}"
+    assert (out, err.decode(), process.returncode) == (b"\n", said(api, words), 1)
+
+
+def test_a_malformed_event_together_with_half_a_reply(api: Api, run: Run) -> None:
+    api.will([STREAM_HEAD + event(chunk("Hel")) + event(b"{broken}")])
+    words = "the reply is cut short: the rest is not a completion: {broken}"
+    assert run("--stream", "Hi") == Result(b"Hel\n", said(api, words), 1)
+
+
+def test_a_malformed_event_at_the_beginning(api: Api, run: Run) -> None:
+    api.will([STREAM_HEAD + event(b"{broken}")])
+    words = "not a completion: {broken}"
+    assert run("--stream", "Hi") == Result(b"", said(api, words), 1)
 
 
 def test_the_deadline_holds_for_a_stream_that_drips_comments(api: Api, run: Run) -> None:
