@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -37,6 +38,20 @@ def needs(*programs: str) -> pytest.MarkDecorator:
 def needs_file(path: str) -> pytest.MarkDecorator:
     """What Linux has and macOS lacks, such as /proc."""
     return pytest.mark.skipif(not Path(path).exists(), reason=f"there is no {path}")
+
+
+def cases(names: str | tuple[str, ...], table: dict[str, Any]) -> pytest.MarkDecorator:
+    """Parametrize a test by a table, which gives each case its name in words."""
+    return pytest.mark.parametrize(names, table.values(), ids=table)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a case that is a command line, or an environment, by its words."""
+    if isinstance(val, dict):
+        val = [f"{name}={value}" for name, value in val.items()]
+    if isinstance(val, (list, tuple)) and all(isinstance(word, str) for word in val):
+        return shlex.join(val)[:40] or "none"
+    return None
 
 
 needs_limit = pytest.mark.skipif(

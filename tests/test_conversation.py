@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import HELLO, File, Result, Run, body_of, limit, needs_limit
+from conftest import HELLO, File, Result, Run, body_of, cases, limit, needs_limit
 from server import Api, completion, reply
 
 import xchat
@@ -477,19 +477,25 @@ def test_the_way_out_works(api: Api, run: Run, tmp_path: Path) -> None:
     assert api.body["messages"] == [{"role": "user", "content": f"Summarize\n\n{LOG}"}]
 
 
-RAW = [
-    ('{"system": "one\ntwo"}', 1),
-    ('[\n {"user": "one\r\ntwo"}\n]', 2),
-    ('[{"user": "a"},\n {"user": "one\n\ntwo"},\n]', 2),
-    ('{"user": "a"}\n{"user": "one\ntwo"}\n', 2),
-    ('{"model": "m",\n\n "system": "one\n"}', 3),
-    ('{"user\n": "c"}', 1),
-    ('{"model": grok-4, "messages": [\n {"user": "one\ntwo"}]}', 2),  # no JSON before that
-    ('[{"user": "ok"}, {user: "a\nb"}]', 1),
-]
+RAW = {
+    "in a mapping": ('{"system": "one\ntwo"}', 1),
+    "CRLF in a list": ('[\n {"user": "one\r\ntwo"}\n]', 2),
+    "an empty line in a list that ends in a comma": (
+        '[{"user": "a"},\n {"user": "one\n\ntwo"},\n]',
+        2,
+    ),
+    "JSON Lines": ('{"user": "a"}\n{"user": "one\ntwo"}\n', 2),
+    "the last of several lines": ('{"model": "m",\n\n "system": "one\n"}', 3),
+    "in a key": ('{"user\n": "c"}', 1),
+    "in a list of what is no JSON": (
+        '{"model": grok-4, "messages": [\n {"user": "one\ntwo"}]}',
+        2,
+    ),  # no JSON before that
+    "after a key without quotes": ('[{"user": "ok"}, {user: "a\nb"}]', 1),
+}
 
 
-@pytest.mark.parametrize(("text", "line"), RAW, ids=range(len(RAW)))
+@cases(("text", "line"), RAW)
 def test_a_line_break_inside_a_string_of_json(run: Run, file: File, text: str, line: int) -> None:
     result = run("--dry-run", "-f", file(text), "Hi")
     message = f"xchat: c: line {line}: a line break in a string; write \\n\n"
@@ -564,24 +570,29 @@ def hostile(levels: int) -> str:
 
 
 @needs_limit
-@pytest.mark.parametrize(
+@cases(
     ("content", "message"),
-    [
-        (hostile(12), f"line 1: {NO_ALIAS}"),
-        ("[" * 100_000, "nested more than 100 levels deep"),
-        ("- " * 100_000, YAML_TOO_DEEP),
-        ("x" * 100_000_000, "more than 64 MiB"),
-        ("[" * 60_000_000, "nested more than 100 levels deep"),
-        ("seed: " + ":1" * 30_000_000, ""),
-        ("seed: 1" + ":1" * 30_000_000, ""),
-        ("seed: !!int 1" + ":1" * 30_000_000, f"line 1: the YAML tag !!int {NO_TAG}"),
-        ("%TAG !a! tag:x\n" * 4_000_000, "line 1: %TAG is not accepted; remove it"),
-        ("[" + '"",' * 3_000_000 + ",]", "more than 1,000,000 values"),
-        ('["' + '\\"' * 500_000, "not JSON: "),
-        ("a" * 60_000_000 + ": b", "not YAML: "),
-        (b"\xff" * 60_000_000, "not UTF-8 at byte 0"),
-    ],
-    ids=lambda value: repr(value[:20]),
+    {
+        "a billion laughs": (hostile(12), f"line 1: {NO_ALIAS}"),
+        "deep lists in JSON": ("[" * 100_000, "nested more than 100 levels deep"),
+        "deep lists in YAML": ("- " * 100_000, YAML_TOO_DEEP),
+        "a text of 100 MB": ("x" * 100_000_000, "more than 64 MiB"),
+        "deep lists of 60 MB": ("[" * 60_000_000, "nested more than 100 levels deep"),
+        "a number in base 60 that is none": ("seed: " + ":1" * 30_000_000, ""),
+        "a number in base 60": ("seed: 1" + ":1" * 30_000_000, ""),
+        "a number in base 60 with a tag": (
+            "seed: !!int 1" + ":1" * 30_000_000,
+            f"line 1: the YAML tag !!int {NO_TAG}",
+        ),
+        "4 million directives": (
+            "%TAG !a! tag:x\n" * 4_000_000,
+            "line 1: %TAG is not accepted; remove it",
+        ),
+        "3 million values": ("[" + '"",' * 3_000_000 + ",]", "more than 1,000,000 values"),
+        "a string of escapes without an end": ('["' + '\\"' * 500_000, "not JSON: "),
+        "a key of 60 MB": ("a" * 60_000_000 + ": b", "not YAML: "),
+        "binary data": (b"\xff" * 60_000_000, "not UTF-8 at byte 0"),
+    },
 )
 def test_a_hostile_file_ends_in_bounded_time_and_memory(
     run: Run, file: File, content: str | bytes, message: str | tuple[str, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Result, Run, said
+from conftest import Result, Run, cases, said
 from server import Api, reply
 
 NGINX = """<html>\r
@@ -25,22 +25,22 @@ CLOUDFLARE = """<!DOCTYPE html>
 <html><head><title data-x="1">x.test | 502: Bad gateway</title></head>"""
 S3 = """<?xml version="1.0"?>
 <Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"""
-PAGES = [
-    (NGINX, "400 The plain HTTP request was sent to HTTPS port"),
-    (XHTML, "Bad & busy"),
-    (CLOUDFLARE, "x.test | 502: Bad gateway"),
-    (S3, "Access Denied"),
-    ("<!-- a comment first --><html><TITLE>Down</TITLE>", "Down"),
-    ("\n \t<html><title>Down</title>", "Down"),
-    ("<title>Grüße \x1b[2J\u2028x</title>", "Grüße [2J x"),
-    ("<html><title></title><body>hidden</body></html>", "a page of HTML"),
-    ("<html><title> \n</title></html>", "a page of HTML"),
-    ("<html><body>no title</body></html>", "a page of HTML"),
-    ("<html><head><title>never ended", "a page of HTML"),
-]
+PAGES = {
+    "nginx": (NGINX, "400 The plain HTTP request was sent to HTTPS port"),
+    "XHTML with a title of several lines": (XHTML, "Bad & busy"),
+    "Cloudflare": (CLOUDFLARE, "x.test | 502: Bad gateway"),
+    "XML of S3": (S3, "Access Denied"),
+    "a comment first": ("<!-- a comment first --><html><TITLE>Down</TITLE>", "Down"),
+    "white space first": ("\n \t<html><title>Down</title>", "Down"),
+    "control characters in the title": ("<title>Grüße \x1b[2J\u2028x</title>", "Grüße [2J x"),
+    "an empty title": ("<html><title></title><body>hidden</body></html>", "a page of HTML"),
+    "a blank title": ("<html><title> \n</title></html>", "a page of HTML"),
+    "no title": ("<html><body>no title</body></html>", "a page of HTML"),
+    "a title without an end": ("<html><head><title>never ended", "a page of HTML"),
+}
 
 
-@pytest.mark.parametrize(("page", "words"), PAGES, ids=range(len(PAGES)))
+@cases(("page", "words"), PAGES)
 def test_the_title_of_a_page_is_what_is_said(api: Api, run: Run, page: str, words: str) -> None:
     api.will(reply(page.encode(), "400 Bad Request", content_type="text/html"))
     assert run("Hi") == Result(b"", said(api, f"400 Bad Request: {words}"), 4)
@@ -58,11 +58,14 @@ def test_a_page_in_place_of_a_reply(api: Api, run: Run) -> None:
     assert run("Hi") == Result(b"", said(api, words), 1)
 
 
-BODIES: list[tuple[Any, str]] = [
+BODIES: dict[str, tuple[Any, str]] = {
     # problem+json, RFC 9457
-    ({"type": "about:blank", "title": "Bad", "status": 400}, "Bad"),
-    ({"title": "Invalid", "detail": "See the errors"}, "See the errors"),
-    (
+    "problem+json with a title": ({"type": "about:blank", "title": "Bad", "status": 400}, "Bad"),
+    "problem+json with a detail": (
+        {"title": "Invalid", "detail": "See the errors"},
+        "See the errors",
+    ),
+    "problem+json with a list of errors": (
         {
             "title": "Your request is not valid.",
             "errors": [
@@ -73,12 +76,15 @@ BODIES: list[tuple[Any, str]] = [
         "Your request is not valid.: #/age: must be a positive integer;"
         " #/profile/color: must be 'green' or 'red'",
     ),
-    ({"title": "Invalid", "errors": ["too hot", "too long"]}, "Invalid: too hot; too long"),
-    ({"errors": [{"message": "too hot"}]}, "too hot"),
-    ({"title": "Invalid", "errors": {}}, "Invalid"),
+    "problem+json with a list of texts": (
+        {"title": "Invalid", "errors": ["too hot", "too long"]},
+        "Invalid: too hot; too long",
+    ),
+    "a list of messages": ({"errors": [{"message": "too hot"}]}, "too hot"),
+    "an empty mapping of errors": ({"title": "Invalid", "errors": {}}, "Invalid"),
     # FastAPI
-    ({"detail": "Not authenticated"}, "Not authenticated"),
-    (
+    "FastAPI with a text": ({"detail": "Not authenticated"}, "Not authenticated"),
+    "FastAPI with a place in the body": (
         {
             "detail": [
                 {"type": "missing", "loc": ["body", "messages", 0, "role"], "msg": "Field required"}
@@ -86,23 +92,29 @@ BODIES: list[tuple[Any, str]] = [
         },
         "body.messages.0.role: Field required",
     ),
-    (
+    "FastAPI with two places": (
         {"detail": [{"loc": ["body", "a"], "msg": "one"}, {"loc": ["body", "b"], "msg": "two"}]},
         "body.a: one; body.b: two",
     ),
-]
+}
 
 
-@pytest.mark.parametrize(("body", "words"), BODIES, ids=range(len(BODIES)))
+@cases(("body", "words"), BODIES)
 def test_every_error_of_a_body_is_told(api: Api, run: Run, body: Any, words: str) -> None:
     api.will(reply(body, "422 No", content_type="application/problem+json"))
     assert run("Hi") == Result(b"", said(api, f"422 No: {words}"), 4)
 
 
-STATUSES = [(401, 4, True), (403, 4, True), (500, 5, True), (400, 4, False), (503, 5, False)]
+STATUSES = {
+    "a wrong key": (401, 4, True),
+    "no permission": (403, 4, True),
+    "the server fails": (500, 5, True),
+    "a bad request": (400, 4, False),
+    "an overload": (503, 5, False),
+}
 
 
-@pytest.mark.parametrize(("status", "exit_status", "is_told"), STATUSES)
+@cases(("status", "exit_status", "is_told"), STATUSES)
 def test_that_no_key_was_sent_is_told(
     api: Api, run: Run, status: int, exit_status: int, is_told: bool
 ) -> None:
@@ -115,18 +127,17 @@ def test_that_no_key_was_sent_is_told(
 
 
 NAMES_ANOTHER = "; -m or XCHAT_MODEL names another"
-MODELS = [
-    # xAI, OpenAI and vLLM, Ollama, LiteLLM, llama.cpp
-    ("404 Not Found", "The model grok-4 does not exist or your team has no access to it."),
-    ("404 Not Found", "The model `grok-4` does not exist."),
-    ("404 Not Found", 'model "grok-4" not found, try pulling it first'),
-    ("404 Not Found", "Model not found: grok-4"),
-    ("400 Bad Request", "Invalid model name passed in model=grok-4"),
-    ("400 Bad Request", "unknown model grok-4"),
-]
+MODELS = {
+    "xAI": ("404 Not Found", "The model grok-4 does not exist or your team has no access to it."),
+    "OpenAI and vLLM": ("404 Not Found", "The model `grok-4` does not exist."),
+    "Ollama": ("404 Not Found", 'model "grok-4" not found, try pulling it first'),
+    "LiteLLM, not found": ("404 Not Found", "Model not found: grok-4"),
+    "LiteLLM, invalid": ("400 Bad Request", "Invalid model name passed in model=grok-4"),
+    "llama.cpp": ("400 Bad Request", "unknown model grok-4"),
+}
 
 
-@pytest.mark.parametrize(("status", "words"), MODELS)
+@cases(("status", "words"), MODELS)
 def test_an_unknown_model_is_told_how_to_name_another(
     api: Api, run: Run, status: str, words: str
 ) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PNG, File, Result, Run, Shell, needs_file
+from conftest import PNG, File, Result, Run, Shell, cases, needs_file
 from server import STREAM_HEAD, Api, chunk, completion, event, reply, stream
 
 
@@ -37,17 +37,17 @@ def test_the_output_takes_the_place_of_the_file_and_keeps_its_mode(
     assert sorted(os.listdir(tmp_path)) == ["link", "out"]
 
 
-NOT_WHOLE: list[Any] = [
-    reply(completion("Hel", finish_reason="length")),
-    reply(completion(None)),
-    reply(b"{"),
-    reply({"error": "no"}, "400 Bad Request"),
-    [STREAM_HEAD + event(chunk("Hel"))],
-    [],
-]
+NOT_WHOLE: dict[str, Any] = {
+    "at the token limit": reply(completion("Hel", finish_reason="length")),
+    "no text": reply(completion(None)),
+    "half a body": reply(b"{"),
+    "an error": reply({"error": "no"}, "400 Bad Request"),
+    "a stream without an end": [STREAM_HEAD + event(chunk("Hel"))],
+    "no answer": [],
+}
 
 
-@pytest.mark.parametrize("answer", NOT_WHOLE)
+@cases("answer", NOT_WHOLE)
 def test_a_failure_leaves_the_file_as_it_was(
     api: Api, run: Run, file: File, tmp_path: Path, answer: list[Any]
 ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run, needs, said
+from conftest import Result, Run, cases, needs, said
 from server import (
     HANG,
     RESET,
@@ -73,39 +73,46 @@ def test_at_most_as_often_as_asked_for(api: Api, run: Run) -> None:
     assert result.err.splitlines()[-1].endswith("429 Too Many: Slow down (request id req-7)")
 
 
-ONCE = [
+GATEWAYS = (502, 504, *range(520, 528), 530)
+ONCE = {
     # the answer, the exit status
-    (reply(b"no", "400 Bad"), 4),
-    (reply(b"no", "401 No"), 4),
-    (reply(b"no", "403 No"), 4),
-    (reply(b"no", "404 No"), 4),
-    (reply(b"no", "408 Late"), 5),
-    (reply(b"no", "422 No"), 4),
-    *((reply(b"no", f"{gateway} No"), 5) for gateway in (502, 504, *range(520, 528), 530)),
-    (reply(b"", "302 Found", Location="/"), 4),
-    (reply({"error": "used all available credits"}, "429 No"), 4),
-    (overloaded(Retry_After="121"), 5),
-    (overloaded(Retry_After="99999999999999999999"), 5),
-    (overloaded(Retry_After=email.utils.formatdate(time.time() + 3600, usegmt=True)), 5),
-    (reply({"error": {"message": "overloaded", "code": 503}}), 5),
-    (reply(b"no completion"), 1),
-    (reply(completion("")), 1),
-    (reply(completion("x", finish_reason="length")), 1),
-    ([], 3),
-    ([RESET], 3),
-    ([b"HTTP/1.1 200 OK\r\nContent-Le"], 1),
-    ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"], 1),
-    ([b"nonsense\r\n\r\n"], 3),
-    ([STREAM_HEAD], 1),
-    ([STREAM_HEAD, event(chunk("Hel")), RESET], 1),
-    ([STREAM_HEAD, event({"error": {"message": "overloaded", "code": 503}})], 5),
-    ([STREAM_HEAD, event(chunk("Hel")), event({"error": "overloaded"})], 5),
-    ([HANG], 3),
-    ([STREAM_HEAD, HANG], 3),
-]
+    "status 400": (reply(b"no", "400 Bad"), 4),
+    "status 401": (reply(b"no", "401 No"), 4),
+    "status 403": (reply(b"no", "403 No"), 4),
+    "status 404": (reply(b"no", "404 No"), 4),
+    "status 408": (reply(b"no", "408 Late"), 5),
+    "status 422": (reply(b"no", "422 No"), 4),
+    **{f"status {gateway}": (reply(b"no", f"{gateway} No"), 5) for gateway in GATEWAYS},
+    "a redirect": (reply(b"", "302 Found", Location="/"), 4),
+    "no credit": (reply({"error": "used all available credits"}, "429 No"), 4),
+    "a long wait": (overloaded(Retry_After="121"), 5),
+    "an endless wait": (overloaded(Retry_After="99999999999999999999"), 5),
+    "a wait until a far date": (
+        overloaded(Retry_After=email.utils.formatdate(time.time() + 3600, usegmt=True)),
+        5,
+    ),
+    "an error inside a 200": (reply({"error": {"message": "overloaded", "code": 503}}), 5),
+    "no completion": (reply(b"no completion"), 1),
+    "an empty reply": (reply(completion("")), 1),
+    "a reply at the token limit": (reply(completion("x", finish_reason="length")), 1),
+    "no answer": ([], 3),
+    "a reset": ([RESET], 3),
+    "half the headers": ([b"HTTP/1.1 200 OK\r\nContent-Le"], 1),
+    "half a body": ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"], 1),
+    "nonsense": ([b"nonsense\r\n\r\n"], 3),
+    "an empty stream": ([STREAM_HEAD], 1),
+    "half a stream": ([STREAM_HEAD, event(chunk("Hel")), RESET], 1),
+    "an error first in a stream": (
+        [STREAM_HEAD, event({"error": {"message": "overloaded", "code": 503}})],
+        5,
+    ),
+    "an error in a stream": ([STREAM_HEAD, event(chunk("Hel")), event({"error": "overloaded"})], 5),
+    "silence": ([HANG], 3),
+    "a silent stream": ([STREAM_HEAD, HANG], 3),
+}
 
 
-@pytest.mark.parametrize(("answer", "status"), ONCE, ids=range(len(ONCE)))
+@cases(("answer", "status"), ONCE)
 def test_what_may_have_been_paid_for_or_will_not_help_is_posted_once(
     api: Api, run: Run, answer: list[Any], status: int
 ) -> None:
@@ -118,7 +125,7 @@ def test_what_may_have_been_paid_for_or_will_not_help_is_posted_once(
     assert len(api.requests) == 1
 
 
-@pytest.mark.parametrize("status", [502, 504, *range(520, 528), 530])
+@pytest.mark.parametrize("status", GATEWAYS)
 def test_what_a_gateway_says_is_posted_once(api: Api, run: Run, status: int) -> None:
     api.will(reply(b"upstream", f"{status} Gateway", Retry_After="0.01"))
     result = run("--retries", "3", "Hi")

@@ -6,14 +6,14 @@ import json
 import re
 
 import pytest
-from conftest import File, Result, Run, said
+from conftest import File, Result, Run, cases, said
 from server import STREAM_HEAD, Api, completion, reply, stream
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 YAML_SCHEMA = "type: object\nproperties:\n  name: {type: string}\nrequired: [name]\n"
 
 
-@pytest.mark.parametrize("content", [json.dumps(SCHEMA), YAML_SCHEMA])
+@cases("content", {"JSON": json.dumps(SCHEMA), "YAML": YAML_SCHEMA})
 def test_a_schema_becomes_the_response_format(api: Api, run: Run, file: File, content: str) -> None:
     api.will(reply(completion('{"name": "Ada"}')))
     assert run("--schema", file(content), "Who?") == Result(b'{"name": "Ada"}\n', "", 0)
@@ -42,7 +42,15 @@ def test_a_schema_in_the_argument_that_is_malformed(run: Run, schema: str) -> No
 
 
 @pytest.mark.parametrize("args", [[], ["--stream"], ["-x"], ["--json"], ["-o", "out"]])
-@pytest.mark.parametrize("text", ["Ada", '{"name": NaN}', '{"a": 1} {"b": 2}', "[" * 100_000])
+@cases(
+    "text",
+    {
+        "prose": "Ada",
+        "NaN": '{"name": NaN}',
+        "two values": '{"a": 1} {"b": 2}',
+        "nesting without an end": "[" * 100_000,
+    },
+)
 def test_with_a_schema_the_reply_must_be_json(
     api: Api, run: Run, file: File, args: list[str], text: str
 ) -> None:

@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 import pytest
-from conftest import Run
+from conftest import Run, cases
 from server import HANG, STREAM_HEAD, USAGE, Api, chunk, completion, event, reply
 
 FACTS = {
@@ -58,16 +58,16 @@ def test_usage_of_a_stream_is_the_last_that_it_tells(api: Api, run: Run) -> None
     assert facts_of(result.err) == {**FACTS, "cached_tokens": 192}
 
 
-@pytest.mark.parametrize(
+@cases(
     "usage",
-    [
-        None,
-        [],
-        {},
-        "none",
-        {"cost_in_usd_ticks": None, "prompt_tokens_details": None},
-        {"cost_in_usd_ticks": "1", "prompt_tokens_details": [1]},
-    ],
+    {
+        "null": None,
+        "a list": [],
+        "an empty mapping": {},
+        "a text": "none",
+        "nulls": {"cost_in_usd_ticks": None, "prompt_tokens_details": None},
+        "values of other types": {"cost_in_usd_ticks": "1", "prompt_tokens_details": [1]},
+    },
 )
 def test_usage_tells_only_what_the_api_tells(api: Api, run: Run, usage: Any) -> None:
     api.will(reply({**completion(), "usage": usage}))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import HELLO, KEY, File, Result, Run, needs
+from conftest import HELLO, KEY, File, Result, Run, cases, needs
 from network import HOST, Proxy, tls_for
 from server import HANG, Api, completion, perform, read_request, refusing, reply
 
@@ -56,7 +56,7 @@ def test_loopback_gets_no_key_where_there_is_none(api: Api, run: Run) -> None:
     assert all("authorization" not in request.headers for request in api.requests)
 
 
-@pytest.mark.parametrize("blank", [{}, {"XAI_API_KEY": ""}, {"XAI_API_KEY": " \t\n"}])
+@cases("blank", {"unset": {}, "empty": {"XAI_API_KEY": ""}, "blank": {"XAI_API_KEY": " \t\n"}})
 def test_no_key_is_told_before_anything_is_read(run: Run, blank: dict[str, str]) -> None:
     process = run.start("-f", "nowhere", stdin=-1, env=blank)
     assert process.wait(20) == 2
@@ -86,22 +86,22 @@ def test_whether_another_server_wants_a_key_is_its_own_affair(api: Api, run: Run
     assert all("authorization" not in request.headers for request in api.requests)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("value", "message"),
-    [
-        (f"'{KEY}'", "the key is in quotation marks; remove them"),
-        (f'"{KEY}"', "the key is in quotation marks; remove them"),
-        (f"Bearer {KEY}", "the key begins with 'Bearer '; remove that"),
-        (f"bearer\t{KEY}", "the key begins with 'Bearer '; remove that"),
-        (
+    {
+        "single quotes": (f"'{KEY}'", "the key is in quotation marks; remove them"),
+        "double quotes": (f'"{KEY}"', "the key is in quotation marks; remove them"),
+        "Bearer": (f"Bearer {KEY}", "the key begins with 'Bearer '; remove that"),
+        "bearer and a tab": (f"bearer\t{KEY}", "the key begins with 'Bearer '; remove that"),
+        "two lines": (
             f"{KEY}\n{KEY}",
             f"the key {NOT_ASCII}",
         ),
-        (f"{KEY} x", f"the key {NOT_ASCII}"),
-        (f"{KEY}\x7f", f"the key {NOT_ASCII}"),
-        (f"{KEY}é", f"the key {NOT_ASCII}"),
-        (f"{KEY}\udcff", f"the key {NOT_ASCII}"),
-    ],
+        "a space": (f"{KEY} x", f"the key {NOT_ASCII}"),
+        "a control character": (f"{KEY}\x7f", f"the key {NOT_ASCII}"),
+        "a letter outside ASCII": (f"{KEY}é", f"the key {NOT_ASCII}"),
+        "a byte that is not UTF-8": (f"{KEY}\udcff", f"the key {NOT_ASCII}"),
+    },
 )
 def test_a_key_that_cannot_be_sent_is_not_shown(
     api: Api, run: Run, tmp_path: Path, value: str, message: str
