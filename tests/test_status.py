@@ -463,18 +463,6 @@ def test_quiet_silences_warnings_but_no_error(
     assert run("-p", "zzz=1", "Hi", option) == Result(b"Hello\n", "", 0)
 
 
-@pytest.mark.parametrize("delay", [0.05, 0.07, 0.09])
-def test_an_interrupt_while_modules_load_is_without_a_word(run: Run, delay: float) -> None:
-    """The interpreter's own start, some 20 ms, is beyond our reach."""
-    process = run.start("--dry-run", stdin=subprocess.PIPE)
-    time.sleep(delay)
-    process.send_signal(signal.SIGINT)
-    process.wait(20)
-    err = process.stderr.read().decode()
-    assert "xchat.py" not in err
-    process.stdin.close()
-
-
 def test_want_of_memory_is_one_line(run: Run) -> None:
     script = "import sys, xchat; xchat.read_bytes = lambda file: [0] * (1 << 60)"
     script += "; sys.exit(xchat.main())"
