@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import pytest
 import trustme
@@ -23,7 +24,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TOP = Path(__file__).parent.parent
-COMMAND = TOP / "tests" / "command.py"
+COMMAND = [sys.executable, str(TOP / "tests" / "command.py")]
+
+
+class Absent(ModuleType):
+    """Stands for the module where an installed command is tested: what needs it is skipped."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        pytest.skip("it is the command that is tested, not the module", allow_module_level=True)
+
+
+if name := os.environ.get("XCHAT_COMMAND"):
+    if not (installed := shutil.which(name)):
+        raise pytest.UsageError(f"XCHAT_COMMAND: no such command: {name}")
+    COMMAND = [os.path.abspath(installed)]
+    sys.modules["xchat"] = Absent("xchat")
 
 File = Callable[..., str]  # the fixture file()
 
@@ -94,7 +111,7 @@ class Run:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
-        self.command = [sys.executable, str(COMMAND)]
+        self.command = COMMAND
 
     def start(self, *args: str | bytes, env: dict[str, str] | None = None, **popen: Any) -> Any:
         popen = {"stdin": subprocess.DEVNULL, "stdout": -1, "stderr": -1, **popen}

@@ -8,13 +8,12 @@ import os
 import random
 import signal
 import stat
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TOP, File, Result, Run, cases, needs, needs_file
+from conftest import File, Result, Run, cases, needs, needs_file
 from server import STREAM_HEAD, Api, completion, reply, stream
 from test_conversation import GOOD, mutate
 
@@ -649,13 +648,15 @@ def test_a_signal_as_the_file_is_renamed_is_no_failure(
 ) -> None:
     name = file("- user: a\n")
     api.will(reply(completion()))
-    code = "os.replace = lambda a, b: (rename(a, b), os.kill(os.getpid(), signal.SIGTERM))"
-    script = f"import os, signal, sys, xchat; rename = os.replace; {code}; sys.exit(xchat.main())"
-    run.command = [sys.executable, "-c", script]
-    result = run(option, name, "Q", env={"PYTHONPATH": str(TOP)})
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os, signal\nrename = os.replace\n"
+        "os.replace = lambda a, b: (rename(a, b), os.kill(os.getpid(), signal.SIGTERM))"
+    )
+    result = run(option, name, "Q", env={"PYTHONPATH": str(tmp_path / "site")})
     assert (result.err, result.status) == ("", -signal.SIGTERM)
     assert "Hello" in (tmp_path / name).read_text()
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert files_in(tmp_path) == [name, "site"]
 
 
 @needs_file("/dev/full")

@@ -16,9 +16,9 @@ from server import Api, completion, reply
 
 import xchat
 
+OPTIONS = {option.name: option for option in xchat.xchat.params if isinstance(option, click.Option)}
 PAGE = (TOP / "man" / "xchat.1").read_text()
 SOURCE = (TOP / "xchat.py").read_text()
-OPTIONS = {option.name: option for option in xchat.xchat.params if isinstance(option, click.Option)}
 
 
 def section(name: str) -> str:

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 import pytest
-from conftest import TOP, Result, Run, cases, needs, said
+from conftest import TOP, Result, Run, cases, needs, needs_file, said
 from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, refusing, reply
 
 ERRORS = {
@@ -463,6 +463,7 @@ def test_quiet_silences_warnings_but_no_error(
     assert run("-p", "zzz=1", "Hi", option) == Result(b"Hello\n", "", 0)
 
 
+@needs_file(str(TOP / "xchat.py"))
 def test_want_of_memory_is_one_line(run: Run) -> None:
     script = "import sys, xchat; xchat.read_bytes = lambda file: [0] * (1 << 60)"
     script += "; sys.exit(xchat.main())"
