@@ -54,6 +54,13 @@ $(VENV)/model: $(VENV)/made
 test: $(VENV)/made
 	$(VENV)/bin/pytest -n 3 --dist worksteal
 
+# The tests of the command as it is installed, where the sources are not.
+installcheck: $(VENV)/made
+	directory=$$(mktemp -d) && trap 'rm -rf "$$directory"' EXIT && \
+	$(MAKE) -s install PREFIX="$$directory" DESTDIR= PYTHON='$(abspath $(VENV))/bin/python' && \
+	cp -R tests "$$directory" && cd "$$directory" && \
+	XCHAT_COMMAND=bin/xchat '$(abspath $(VENV))/bin/pytest' -q -rs -n 3 --dist worksteal tests
+
 $(VENV)/made: setup.cfg pyproject.toml $(PINS)
 	@$(need_python)
 	@$(call need,import ensurepip; import venv,python3-venv is missing: apt install python3-venv)
@@ -114,4 +121,4 @@ uninstall:
 clean:
 	rm -rf .venv .venv-all .venv-bench build dist *.egg-info .*_cache __pycache__ tests/__pycache__
 
-.PHONY: all demo picture test bench test-all lint install uninstall clean
+.PHONY: all demo picture test installcheck bench test-all lint install uninstall clean

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,7 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import pytest
 import trustme
@@ -22,7 +24,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TOP = Path(__file__).parent.parent
-COMMAND = TOP / "tests" / "command.py"
+COMMAND = [sys.executable, str(TOP / "tests" / "command.py")]
+
+
+class Absent(ModuleType):
+    """Stands for the module where an installed command is tested: what needs it is skipped."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        pytest.skip("it is the command that is tested, not the module", allow_module_level=True)
+
+
+if name := os.environ.get("XCHAT_COMMAND"):
+    if not (installed := shutil.which(name)):
+        raise pytest.UsageError(f"XCHAT_COMMAND: no such command: {name}")
+    COMMAND = [os.path.abspath(installed)]
+    sys.modules["xchat"] = Absent("xchat")
 
 File = Callable[..., str]  # the fixture file()
 
@@ -37,6 +55,20 @@ def needs(*programs: str) -> pytest.MarkDecorator:
 def needs_file(path: str) -> pytest.MarkDecorator:
     """What Linux has and macOS lacks, such as /proc."""
     return pytest.mark.skipif(not Path(path).exists(), reason=f"there is no {path}")
+
+
+def cases(names: str | tuple[str, ...], table: dict[str, Any]) -> pytest.MarkDecorator:
+    """Parametrize a test by a table, which gives each case its name in words."""
+    return pytest.mark.parametrize(names, table.values(), ids=table)
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a case that is a command line, or an environment, by its words."""
+    if isinstance(val, dict):
+        val = [f"{name}={value}" for name, value in val.items()]
+    if isinstance(val, (list, tuple)) and all(isinstance(word, str) for word in val):
+        return shlex.join(val)[:40] or "none"
+    return None
 
 
 needs_limit = pytest.mark.skipif(
@@ -57,6 +89,16 @@ class Result:
     status: int
 
 
+HELLO = Result(b"Hello\n", "", 0)  # what becomes of completion()
+KEY = "xai-abcDEF0123456789"
+SECRET = "cf-0123456789abcdef"  # a header's value
+
+
+def said(api: Api, words: str, *, request_id: str = " (request id req-7)") -> str:
+    """The line on standard error about what the server sent."""
+    return f"xchat: {api.host}: {words}{request_id}\n"
+
+
 def body_of(result: Result) -> Any:
     """The request of a dry run that went well."""
     assert (result.err, result.status) == ("", 0)
@@ -69,7 +111,7 @@ class Run:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.env = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
-        self.command = [sys.executable, str(COMMAND)]
+        self.command = COMMAND
 
     def start(self, *args: str | bytes, env: dict[str, str] | None = None, **popen: Any) -> Any:
         popen = {"stdin": subprocess.DEVNULL, "stdout": -1, "stderr": -1, **popen}

@@ -8,13 +8,12 @@ import os
 import random
 import signal
 import stat
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TOP, File, Result, Run, needs, needs_file
+from conftest import File, Result, Run, cases, needs, needs_file
 from server import STREAM_HEAD, Api, completion, reply, stream
 from test_conversation import GOOD, mutate
 
@@ -38,14 +37,14 @@ def files_in(path: Path) -> list[str]:
     return sorted(os.listdir(path))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "text"),
-    [
-        ("c.yaml", "- system: S\n- user: Q\n- assistant: Hello\n"),
-        ("c", "- system: S\n- user: Q\n- assistant: Hello\n"),
-        ("c.json", indented([{"role": "system", "content": "S"}, Q, A])),
-        ("c.JSONL", f'{{"role": "system", "content": "S"}}\n{JSON_Q}\n{JSON_A}\n'),
-    ],
+    {
+        "YAML": ("c.yaml", "- system: S\n- user: Q\n- assistant: Hello\n"),
+        "no suffix": ("c", "- system: S\n- user: Q\n- assistant: Hello\n"),
+        "JSON": ("c.json", indented([{"role": "system", "content": "S"}, Q, A])),
+        "JSON Lines": ("c.JSONL", f'{{"role": "system", "content": "S"}}\n{JSON_Q}\n{JSON_A}\n'),
+    },
 )
 @pytest.mark.parametrize("is_empty", [False, True])
 def test_a_new_file_is_private_has_the_system_messages_and_the_format_of_its_name(
@@ -520,14 +519,14 @@ def test_what_was_broken_while_the_request_ran_is_left_alone(
     assert (tmp_path / name).read_text() == "- usr: b\n"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("answer", "status"),
-    [
-        (reply(completion("Hel", finish_reason="length")), 1),
-        (reply(completion(None)), 1),
-        ([STREAM_HEAD + stream("Hel")[:-200]], 1),
-        (reply({"error": "no"}, "400 Bad Request"), 4),
-    ],
+    {
+        "at the token limit": (reply(completion("Hel", finish_reason="length")), 1),
+        "no text": (reply(completion(None)), 1),
+        "a stream without an end": ([STREAM_HEAD + stream("Hel")[:-200]], 1),
+        "an error": (reply({"error": "no"}, "400 Bad Request"), 4),
+    },
 )
 def test_a_reply_that_is_not_whole_is_not_added(
     api: Api, run: Run, file: File, tmp_path: Path, answer: list[Any], status: int
@@ -649,13 +648,15 @@ def test_a_signal_as_the_file_is_renamed_is_no_failure(
 ) -> None:
     name = file("- user: a\n")
     api.will(reply(completion()))
-    code = "os.replace = lambda a, b: (rename(a, b), os.kill(os.getpid(), signal.SIGTERM))"
-    script = f"import os, signal, sys, xchat; rename = os.replace; {code}; sys.exit(xchat.main())"
-    run.command = [sys.executable, "-c", script]
-    result = run(option, name, "Q", env={"PYTHONPATH": str(TOP)})
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os, signal\nrename = os.replace\n"
+        "os.replace = lambda a, b: (rename(a, b), os.kill(os.getpid(), signal.SIGTERM))"
+    )
+    result = run(option, name, "Q", env={"PYTHONPATH": str(tmp_path / "site")})
     assert (result.err, result.status) == ("", -signal.SIGTERM)
     assert "Hello" in (tmp_path / name).read_text()
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert files_in(tmp_path) == [name, "site"]
 
 
 @needs_file("/dev/full")

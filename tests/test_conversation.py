@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import File, Result, Run, limit, needs_limit
+from conftest import HELLO, File, Result, Run, body_of, cases, limit, needs_limit
 from server import Api, completion, reply
 
 import xchat
@@ -379,6 +380,133 @@ def test_a_bad_file_ends_in_status_2_and_nothing_is_sent(api: Api, run: Run, fil
     assert api.requests == []
 
 
+LOG = """2026-08-22 12:00:01 INFO server: started on port 8080
+2026-08-22 12:00:02 ERROR db: connection refused: retrying
+2026-08-22 12:00:05 INFO server: stopped
+"""
+PYTHON = '''"""Say hello."""
+import sys
+
+
+def main() -> int:
+    print("hello", file=sys.stderr)
+    return 0
+'''
+PACKAGE = """{
+  "name": "left-pad",
+  "version": "1.3.0",
+  "description": "Pad on the left",
+  "main": "index.js",
+  "scripts": {"test": "node test"},
+  "license": "MIT"
+}
+"""
+FRONT_MATTER = "---\ntitle: Notes\ndate: today\n---\n\n# Notes\n\nSome text: more of it.\n"
+MARKDOWN = "# Notes\n\nSome *text*, and `code`.\n\n* one\n* two\n"
+MEETING = "Present: Ann, Bob\nAgenda: the budget\n"
+PLAIN = "Dear Ann,\nthank you for the letter.\n"
+SCRIPT = "#!/bin/sh\nset -e\nif [ -f x ]; then\n\techo yes\nfi\n"
+CSV = "name,age\nAnn,7\nBob,8\n"
+HTML = "<!DOCTYPE html>\n<html><body>Hi: there</body></html>\n"
+TEXTS = {
+    "app.log": LOG,
+    "main.py": PYTHON,
+    "package.json": PACKAGE,
+    "post.md": FRONT_MATTER,
+    "README.md": MARKDOWN,
+    "meeting.txt": MEETING,
+    "letter.txt": PLAIN,
+    "run.sh": SCRIPT,
+    "table.csv": CSV,
+    "page.html": HTML,
+    "asterisks.md": "* eggs\n* milk\n",
+    "emphasis.md": "*very* important\n",
+    "one.txt": "hello",
+    "number.txt": "42\n",
+    "half.json": '{"name": "left-pad", "version"',
+    "half.jsonl": '{"role": "user", "content": "a"}\n{"role": "us',
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_text_that_is_given_as_a_conversation(api: Api, run: Run, file: File, name: str) -> None:
+    result = run("-f", file(TEXTS[name], name), "Summarize")
+    assert (result.out, result.status, result.err.count("\n")) == (b"", 2, 1)
+    assert result.err.startswith(f"xchat: {name}: ")
+    assert result.err.endswith(f"{A_TEXT}\n")
+    assert api.requests == []
+
+
+WORDS = {
+    "package.json": "not a conversation: it has no known key",
+    "meeting.txt": "not a conversation: it has no known key",
+    "post.md": "line 4: a second YAML document",
+    "letter.txt": "expected a list of messages, or a mapping with 'system' and 'history'; found"
+    ' "Dear Ann, thank you for the letter."',
+    "one.txt": "expected a list of messages, or a mapping with 'system' and 'history';"
+    ' found "hello"',
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_text_that_parses_is_told_what_it_is(run: Run, file: File, name: str) -> None:
+    result = run("--dry-run", "-f", file(TEXTS[name], name), "Summarize")
+    assert result == Result(b"", f"xchat: {name}: {WORDS[name]}{A_TEXT}\n", 2)
+
+
+OTHERS = {
+    "json log": '{"level": "info", "message": "started"}\n',
+    "list": "- eggs\n- milk\n",
+    "twice": "Note: eggs\nNote: milk\n",
+    "exclamation": "!important eggs\n",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_text_that_looks_like_yaml(run: Run, file: File, name: str) -> None:
+    result = run("--dry-run", "-f", file(OTHERS[name]), "Summarize")
+    assert (result.out, result.status, result.err.count("\n")) == (b"", 2, 1)
+    assert result.err.endswith(f"{A_TEXT}\n")
+
+
+def test_the_way_out_works(api: Api, run: Run, tmp_path: Path) -> None:
+    api.will(reply(completion()))
+    (tmp_path / "notes.txt").write_text(LOG)
+    with (tmp_path / "notes.txt").open("rb") as notes:
+        assert run("Summarize", stdin=notes) == HELLO
+    assert api.body["messages"] == [{"role": "user", "content": f"Summarize\n\n{LOG}"}]
+
+
+RAW = {
+    "in a mapping": ('{"system": "one\ntwo"}', 1),
+    "CRLF in a list": ('[\n {"user": "one\r\ntwo"}\n]', 2),
+    "an empty line in a list that ends in a comma": (
+        '[{"user": "a"},\n {"user": "one\n\ntwo"},\n]',
+        2,
+    ),
+    "JSON Lines": ('{"user": "a"}\n{"user": "one\ntwo"}\n', 2),
+    "the last of several lines": ('{"model": "m",\n\n "system": "one\n"}', 3),
+    "in a key": ('{"user\n": "c"}', 1),
+    "in a list of what is no JSON": (
+        '{"model": grok-4, "messages": [\n {"user": "one\ntwo"}]}',
+        2,
+    ),  # no JSON before that
+    "after a key without quotes": ('[{"user": "ok"}, {user: "a\nb"}]', 1),
+}
+
+
+@cases(("text", "line"), RAW)
+def test_a_line_break_inside_a_string_of_json(run: Run, file: File, text: str, line: int) -> None:
+    result = run("--dry-run", "-f", file(text), "Hi")
+    message = f"xchat: c: line {line}: a line break in a string; write \\n\n"
+    assert result == Result(b"", message, 2)
+
+
+def test_a_line_break_inside_a_string_of_yaml_is_yaml(run: Run, file: File) -> None:
+    body = body_of(run("--dry-run", "-f", file('system: "one\n  two"\n'), "Hi"))
+    assert body["messages"][0]["content"] == "one two"
+
+
 def test_an_unknown_field_is_sent_with_a_warning(api: Api, run: Run, file: File) -> None:
     api.extra_fields = {"temprature", "zzz"}
     api.will(reply(completion()), reply(completion()))
@@ -392,6 +520,22 @@ def test_an_unknown_field_is_sent_with_a_warning(api: Api, run: Run, file: File)
     assert run("-q", "-f", name, "hi") == Result(b"Hello\n", "", 0)
     for request in api.requests:
         assert (request.json["temprature"], request.json["zzz"]) == (0.5, {"a": [1]})
+
+
+@pytest.mark.parametrize("form", ["json", "yaml"])
+def test_20000_unknown_fields_get_one_warning(run: Run, file: File, form: str) -> None:
+    fields = {"model": "m", **{f"f{number}": number for number in range(20_000)}}
+    if form == "json":
+        name = file(json.dumps(fields))
+    else:
+        name = file("".join(f"{key}: {value}\n" for key, value in fields.items()))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = run("--dry-run", "-f", name, "Hi", timeout=120)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    warning = "unknown request fields, sent as given: f0, f1, f2 and 19997 more"
+    assert (result.err, result.status) == (f"xchat: c: {warning}\n", 0)
+    assert len(json.loads(result.out)) == 20_002
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
 
 
 @pytest.mark.parametrize(
@@ -426,24 +570,29 @@ def hostile(levels: int) -> str:
 
 
 @needs_limit
-@pytest.mark.parametrize(
+@cases(
     ("content", "message"),
-    [
-        (hostile(12), f"line 1: {NO_ALIAS}"),
-        ("[" * 100_000, "nested more than 100 levels deep"),
-        ("- " * 100_000, YAML_TOO_DEEP),
-        ("x" * 100_000_000, "more than 64 MiB"),
-        ("[" * 60_000_000, "nested more than 100 levels deep"),
-        ("seed: " + ":1" * 30_000_000, ""),
-        ("seed: 1" + ":1" * 30_000_000, ""),
-        ("seed: !!int 1" + ":1" * 30_000_000, f"line 1: the YAML tag !!int {NO_TAG}"),
-        ("%TAG !a! tag:x\n" * 4_000_000, "line 1: %TAG is not accepted; remove it"),
-        ("[" + '"",' * 3_000_000 + ",]", "more than 1,000,000 values"),
-        ('["' + '\\"' * 500_000, "not JSON: "),
-        ("a" * 60_000_000 + ": b", "not YAML: "),
-        (b"\xff" * 60_000_000, "not UTF-8 at byte 0"),
-    ],
-    ids=lambda value: repr(value[:20]),
+    {
+        "a billion laughs": (hostile(12), f"line 1: {NO_ALIAS}"),
+        "deep lists in JSON": ("[" * 100_000, "nested more than 100 levels deep"),
+        "deep lists in YAML": ("- " * 100_000, YAML_TOO_DEEP),
+        "a text of 100 MB": ("x" * 100_000_000, "more than 64 MiB"),
+        "deep lists of 60 MB": ("[" * 60_000_000, "nested more than 100 levels deep"),
+        "a number in base 60 that is none": ("seed: " + ":1" * 30_000_000, ""),
+        "a number in base 60": ("seed: 1" + ":1" * 30_000_000, ""),
+        "a number in base 60 with a tag": (
+            "seed: !!int 1" + ":1" * 30_000_000,
+            f"line 1: the YAML tag !!int {NO_TAG}",
+        ),
+        "4 million directives": (
+            "%TAG !a! tag:x\n" * 4_000_000,
+            "line 1: %TAG is not accepted; remove it",
+        ),
+        "3 million values": ("[" + '"",' * 3_000_000 + ",]", "more than 1,000,000 values"),
+        "a string of escapes without an end": ('["' + '\\"' * 500_000, "not JSON: "),
+        "a key of 60 MB": ("a" * 60_000_000 + ": b", "not YAML: "),
+        "binary data": (b"\xff" * 60_000_000, "not UTF-8 at byte 0"),
+    },
 )
 def test_a_hostile_file_ends_in_bounded_time_and_memory(
     run: Run, file: File, content: str | bytes, message: str | tuple[str, ...]

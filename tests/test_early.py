@@ -15,11 +15,10 @@ from typing import Any
 import certifi
 import pytest
 import trustme
-from conftest import Result, Run
+from conftest import HELLO, Result, Run
 from network import HOST, Proxy, tls_for
 from server import RESET, Api, Step, completion, perform, reply, reset
 
-HELLO = Result(b"Hello\n", "", 0)
 NOTHING = "bad request line: ''"  # what a server thinks of a connection on which nothing is sent
 
 

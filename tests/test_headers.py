@@ -7,12 +7,9 @@ import re
 
 import pytest
 import trustme
-from conftest import File, Result, Run
+from conftest import HELLO, SECRET, File, Result, Run
 from network import ESTABLISHED, URL, Proxy, api_behind_a_proxy, tunnel
 from server import STREAM_HEAD, Api, chunk, completion, event, reply
-
-HELLO = Result(b"Hello\n", "", 0)
-SECRET = "cf-0123456789abcdef"
 
 
 def test_headers_are_sent_along(api: Api, run: Run) -> None:

@@ -9,18 +9,19 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import Result, Run
+from conftest import File, Result, Run, cases, said
 from server import STREAM_HEAD, Api, chunk, completion, event, reply, stream
 
-BODIES = [
-    json.dumps(completion(), indent=1).encode() + b"\n",
-    b'\n {"choices":[{"message":{"content":"\\u00e9\\ud83c\\udf0d"}}],"x":1e400,"x":2}',
-    b"\xef\xbb\xbf" + json.dumps(completion("\x1b[1m")).encode(),
-    b'{"choices":[{"message":{"content":"\xff\xe9"}}]}\n',
-]
+BODIES = {
+    "on several lines": json.dumps(completion(), indent=1).encode() + b"\n",
+    "escapes and odd numbers": b'\n {"choices":[{"message":{"content":"\\u00e9\\ud83c\\udf0d"}}],'
+    b'"x":1e400,"x":2}',
+    "a byte-order mark": b"\xef\xbb\xbf" + json.dumps(completion("\x1b[1m")).encode(),
+    "not UTF-8": b'{"choices":[{"message":{"content":"\xff\xe9"}}]}\n',
+}
 
 
-@pytest.mark.parametrize("body", BODIES)
+@cases("body", BODIES)
 def test_json_is_the_body_as_it_came(api: Api, run: Run, body: bytes) -> None:
     api.will(
         reply(body), reply(gzip.compress(body), content_encoding="gzip", content_type="text/plain")
@@ -61,16 +62,24 @@ def test_json_with_stream_is_a_usage_error(api: Api, run: Run) -> None:
     assert run("--json", "--no-stream", "Hi").status == 0
 
 
-@pytest.mark.parametrize(
+@cases(
     ("answer", "out", "status"),
-    [
-        (reply(completion("Hel", finish_reason="length")), None, 1),
-        (reply(b'{"choices": [', content_length="99"), b'{"choices": [\n', 1),
-        (reply(b"<html>\xff"), b"<html>\xff\n", 1),
-        (reply({"error": "no", "code": "x"}), b'{"error": "no", "code": "x"}\n', 5),
-        (reply({"error": "no"}, "400 Bad Request"), b'{"error": "no"}\n', 4),
-        ([STREAM_HEAD + event(chunk("Hel"))], event(chunk("Hel")), 1),
-    ],
+    {
+        "at the token limit": (reply(completion("Hel", finish_reason="length")), None, 1),
+        "a body that is cut short": (
+            reply(b'{"choices": [', content_length="99"),
+            b'{"choices": [\n',
+            1,
+        ),
+        "a page": (reply(b"<html>\xff"), b"<html>\xff\n", 1),
+        "an error inside a 200": (
+            reply({"error": "no", "code": "x"}),
+            b'{"error": "no", "code": "x"}\n',
+            5,
+        ),
+        "an error": (reply({"error": "no"}, "400 Bad Request"), b'{"error": "no"}\n', 4),
+        "a stream without an end": ([STREAM_HEAD + event(chunk("Hel"))], event(chunk("Hel")), 1),
+    },
 )
 def test_json_of_a_reply_that_is_not_whole(
     api: Api, run: Run, answer: list[Any], out: bytes | None, status: int
@@ -81,6 +90,46 @@ def test_json_of_a_reply_that_is_not_whole(
         out = json.dumps(completion("Hel", finish_reason="length")).encode() + b"\n"
     assert (result.out, result.status) == (out, status)
     assert result.err.count("\n") == 1
+
+
+ERROR = b'{"error": {"code": "model_gone", "message": "gone"}}'
+
+
+@pytest.mark.parametrize(
+    ("status", "exit_status"), [("400 Bad", 4), ("503 Busy", 5), ("302 Found", 4)]
+)
+def test_json_writes_the_body_of_an_error_too(
+    api: Api, run: Run, status: str, exit_status: int
+) -> None:
+    api.will(reply(ERROR, status), reply(ERROR, status))
+    plain = run("Hi")
+    assert (plain.out, plain.status) == (b"", exit_status)
+    assert run("--json", "Hi") == Result(ERROR + b"\n", plain.err, exit_status)
+
+
+def test_json_writes_an_error_in_a_reply(api: Api, run: Run) -> None:
+    api.will(reply(ERROR + b"\n"))
+    result = run("--json", "Hi")
+    assert result == Result(ERROR + b"\n", said(api, "error in the reply: gone"), 5)
+
+
+def test_json_writes_the_error_of_the_last_attempt_only(api: Api, run: Run) -> None:
+    api.will(reply(b'"busy"', "503 Busy", Retry_After="0.01"), reply(ERROR, "400 Bad"))
+    result = run("-q", "--json", "--retries", "1", "Hi")
+    assert result == Result(ERROR + b"\n", said(api, "400 Bad: gone"), 4)
+
+
+def test_json_writes_no_error_into_a_file(api: Api, run: Run, file: File) -> None:
+    name = file("yesterday's", "report")
+    api.will(reply(ERROR, "400 Bad"))
+    assert run("--json", "-o", name, "Hi") == Result(b"", said(api, "400 Bad: gone"), 4)
+    assert (run.home / name).read_text() == "yesterday's"
+
+
+def test_json_writes_nothing_where_there_is_no_body(api: Api, run: Run) -> None:
+    api.will(reply(b"", "400 Bad"))
+    result = run("--json", "Hi")
+    assert result == Result(b"", said(api, "400 Bad: no reason given"), 4)
 
 
 def test_json_and_a_part_of_the_text_exclude_each_other(api: Api, run: Run) -> None:

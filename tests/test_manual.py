@@ -16,9 +16,9 @@ from server import Api, completion, reply
 
 import xchat
 
+OPTIONS = {option.name: option for option in xchat.xchat.params if isinstance(option, click.Option)}
 PAGE = (TOP / "man" / "xchat.1").read_text()
 SOURCE = (TOP / "xchat.py").read_text()
-OPTIONS = {option.name: option for option in xchat.xchat.params if isinstance(option, click.Option)}
 
 
 def section(name: str) -> str:
@@ -187,7 +187,11 @@ def prepared(shell: Shell, tmp_path: Path) -> Shell:
 @pytest.mark.parametrize(
     ("example", "shown"),
     [
-        pytest.param(*pair, marks=needs(*re.findall(r"\b(?:curl|jq|parallel|xargs)\b", pair[0])))
+        pytest.param(
+            *pair,
+            id=pair[0].partition("\n")[0],
+            marks=needs(*re.findall(r"\b(?:curl|jq|parallel|xargs)\b", pair[0])),
+        )
         for pair in examples_with_output()
     ],
 )
@@ -241,7 +245,7 @@ def test_the_conversation_that_is_shown_is_what_its_commands_make(
     assert result.out.decode() == re.sub(r"(?m)^\$ .*\n", "", block)
 
 
-@pytest.mark.parametrize("block", blocks("SHELL COMPLETION"))
+@pytest.mark.parametrize("block", blocks("SHELL COMPLETION"), ids=["bash", "zsh", "fish"])
 def test_the_completions_are_made(shell: Shell, block: str) -> None:
     result = shell(block)
     assert (result.out, result.err, result.status) == (b"", "", 0)

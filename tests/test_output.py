@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PNG, File, Result, Run
+from conftest import PNG, File, Result, Run, Shell, cases, needs_file
 from server import STREAM_HEAD, Api, chunk, completion, event, reply, stream
 
 
@@ -37,17 +37,17 @@ def test_the_output_takes_the_place_of_the_file_and_keeps_its_mode(
     assert sorted(os.listdir(tmp_path)) == ["link", "out"]
 
 
-NOT_WHOLE: list[Any] = [
-    reply(completion("Hel", finish_reason="length")),
-    reply(completion(None)),
-    reply(b"{"),
-    reply({"error": "no"}, "400 Bad Request"),
-    [STREAM_HEAD + event(chunk("Hel"))],
-    [],
-]
+NOT_WHOLE: dict[str, Any] = {
+    "at the token limit": reply(completion("Hel", finish_reason="length")),
+    "no text": reply(completion(None)),
+    "half a body": reply(b"{"),
+    "an error": reply({"error": "no"}, "400 Bad Request"),
+    "a stream without an end": [STREAM_HEAD + event(chunk("Hel"))],
+    "no answer": [],
+}
 
 
-@pytest.mark.parametrize("answer", NOT_WHOLE)
+@cases("answer", NOT_WHOLE)
 def test_a_failure_leaves_the_file_as_it_was(
     api: Api, run: Run, file: File, tmp_path: Path, answer: list[Any]
 ) -> None:
@@ -100,6 +100,82 @@ def test_a_device_or_a_pipe_is_written_to(api: Api, run: Run, tmp_path: Path) ->
     process = run.start("-o", "pipe", "Hi")
     assert (tmp_path / "pipe").read_text() == "Hello\n"
     assert process.wait(20) == 0
+
+
+APPENDS = [
+    ("exec >log; echo one; xchat -o {} Hi; echo two", "/dev/stdout"),
+    ("exec >log; echo one; xchat -o {} Hi; echo two", "/dev/fd/1"),
+    pytest.param(
+        "exec >log; echo one; xchat -o {} Hi; echo two",
+        "/proc/self/fd/1",
+        marks=needs_file("/proc/self"),
+    ),
+    ("exec 3>log; echo one >&3; xchat -o {} Hi; echo two >&3", "/dev/fd/3"),
+    ("exec 2>log; echo one >&2; xchat -o {} Hi; echo two >&2", "/dev/stderr"),
+    ("exec 2>log; echo one >&2; xchat -o {} Hi; echo two >&2", "/dev/fd/2"),
+]
+
+
+@pytest.mark.parametrize(("script", "name"), APPENDS)
+def test_a_redirected_file_is_added_to_where_the_shell_is(
+    shell: Shell, shell_api: Api, tmp_path: Path, script: str, name: str
+) -> None:
+    shell_api.will(reply(completion()))
+    (tmp_path / "log").write_text("an old and much longer line than those that come\n")
+    inode = (tmp_path / "log").stat().st_ino
+    result = shell(script.format(name))
+    assert (result.out, result.err, result.status) == (b"", "", 0)
+    assert (tmp_path / "log").read_text() == "one\nHello\ntwo\n"
+    assert (tmp_path / "log").stat().st_ino == inode
+    assert sorted(os.listdir(tmp_path)) == ["bin", "log"]
+
+
+def test_a_file_that_the_shell_appends_to_keeps_its_lines(
+    shell: Shell, shell_api: Api, tmp_path: Path
+) -> None:
+    shell_api.will(reply(completion()))
+    (tmp_path / "log").write_text("one\n")
+    assert shell("xchat -o /dev/stdout Hi >>log; echo two >>log").status == 0
+    assert (tmp_path / "log").read_text() == "one\nHello\ntwo\n"
+
+
+def test_a_failure_adds_nothing_to_a_redirected_file(
+    shell: Shell, shell_api: Api, tmp_path: Path
+) -> None:
+    shell_api.will(reply({"error": "no"}, "400 Bad Request"))
+    result = shell("exec 3>log; echo one >&3; xchat -o /dev/fd/3 Hi")
+    message = f"xchat: {shell_api.host}: 400 Bad Request: no (request id req-7)\n"
+    assert result == Result(b"", message, 4)
+    assert (tmp_path / "log").read_text() == "one\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/dev/fd/9",
+        pytest.param("/proc/self/fd/9", marks=needs_file("/proc/self")),
+        "/dev/fd/99999999999999999999",
+    ],
+)
+def test_a_descriptor_that_is_not_open_is_told_before_a_reply_is_paid_for(
+    api: Api, run: Run, name: str
+) -> None:
+    api.will(reply(completion()))
+    result = run("-o", name, "Hi")
+    api.scripts.clear()
+    assert (result.out, result.status, result.err.count("\n")) == (b"", 2, 1)
+    assert result.err.startswith(f"xchat: {name}: ")
+    assert api.requests == []
+
+
+def test_a_reader_that_has_gone_ends_it_as_without_the_option(api: Api, run: Run) -> None:
+    api.will(reply(completion()), reply(completion()))
+    for args in ([], ["-o", "/dev/stdout"]):
+        read, write = os.pipe()
+        os.close(read)
+        result = run(*args, "Hi", stdout=write)
+        os.close(write)
+        assert (result.err, result.status) == ("", -signal.SIGPIPE)
 
 
 def test_the_output_needs_no_standard_output(api: Api, run: Run, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import File, Result, Run, body_of, needs_file
+from conftest import HELLO, File, Result, Run, body_of, needs_file
 from server import Api, completion, reply
 
 MIB = 1 << 20
@@ -71,6 +71,30 @@ def test_prompt_from_arguments_and_a_pipe(
     is_alone = bool(args) and not stdin.strip()  # the words
     result = run("--dry-run", *args, stdin=stdin)
     assert prompt_of(result, warning=EMPTY if is_alone else "") == prompt
+
+
+@pytest.mark.parametrize("stdin", [b"", b"\n", b" \t\r\n"])
+def test_words_with_an_empty_pipe_get_one_warning(api: Api, run: Run, stdin: bytes) -> None:
+    api.will(reply(completion()), reply(completion()))
+    assert run("Review", "this", stdin=stdin) == Result(b"Hello\n", EMPTY, 0)
+    assert run("-q", "Review", "this", stdin=stdin) == HELLO
+    contents = [request.json["messages"][0]["content"] for request in api.requests]
+    assert contents == ["Review this"] * 2
+
+
+def test_words_with_an_empty_file_get_one_warning(api: Api, run: Run, tmp_path: Path) -> None:
+    api.will(reply(completion()))
+    (tmp_path / "diff").touch()
+    with (tmp_path / "diff").open("rb") as empty:
+        assert run("Review this", stdin=empty) == Result(b"Hello\n", EMPTY, 0)
+
+
+def test_what_is_no_pipe_gets_no_warning(api: Api, run: Run) -> None:
+    api.will(*[reply(completion()) for _ in range(3)])
+    assert run("Hi") == HELLO  # standard input is /dev/null
+    assert run("-n", "Hi", stdin=b"") == HELLO
+    run.command = ["sh", "-c", 'exec "$@" <&-', "sh", *run.command]
+    assert run("Hi") == HELLO
 
 
 def test_a_regular_file_is_read_like_a_pipe(run: Run, tmp_path: Path) -> None:
@@ -181,6 +205,75 @@ def test_a_pipe_that_does_not_block_is_read_to_its_end(run: Run) -> None:
             process.wait(0.3)
     os.close(write)
     assert b'"content":"one two"' in process.communicate(timeout=20)[0]
+
+
+def test_a_pipe_that_nobody_writes_to_ends_with_the_timeout(api: Api, run: Run) -> None:
+    process = run.start("--timeout", "1", "Hi", stdin=subprocess.PIPE)
+    assert process.wait(20) == 2
+    message = "xchat: standard input: nothing came within 1 s; use -n to ignore it\n"
+    assert (process.stdout.read(), process.stderr.read().decode()) == (b"", message)
+    process.stdin.close()
+    assert api.requests == []
+
+
+def test_one_byte_in_time_is_waited_for_to_the_end(run: Run) -> None:
+    process = run.start("--dry-run", "--timeout", "2", "Hi", stdin=subprocess.PIPE)
+    process.stdin.write(b"x")
+    process.stdin.flush()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2.5)
+    out, err = process.communicate(b"y", timeout=20)
+    assert (err, process.returncode) == (b"", 0)
+    assert b'"content":"Hi\\n\\nxy"' in out
+
+
+WAITING = "xchat: still waiting for standard input"
+ERASE_LINE = "\r\x1b[K"
+
+
+def test_a_pipe_that_is_silent_for_10_seconds_gets_one_hint(run: Run) -> None:
+    """All that has to wait that long does so at the same time."""
+    cases: dict[str, list[str]] = {
+        "words": ["Hi"],
+        "none": [],
+        "file": ["-f", "-", "Hi"],
+        "quiet": ["-q", "Hi"],
+        "silent for ever": ["--timeout", "11", "Hi"],
+    }
+    start = time.monotonic()
+    processes = {
+        name: run.start("--dry-run", *args, stdin=subprocess.PIPE) for name, args in cases.items()
+    }
+    screen, there = pty.openpty()
+    processes["terminal"] = run.start("--dry-run", "Hi", stdin=subprocess.PIPE, stderr=there)
+    os.close(there)
+    hint = processes["words"].stderr.readline().decode()
+    assert time.monotonic() - start >= 10
+    assert processes["none"].stderr.readline().decode() == f"{WAITING}\n"
+    assert processes["file"].stderr.readline().decode() == f"{WAITING}\n"
+    assert read_line(screen) == f"{ERASE_LINE}{WAITING}; use -n to ignore it\r\n"
+    assert processes["silent for ever"].wait(20) == 2
+    silent = processes.pop("silent for ever")
+    assert silent.stderr.read().decode() == (
+        f"{WAITING}; use -n to ignore it\n"
+        "xchat: standard input: nothing came within 11 s; use -n to ignore it\n"
+    )
+    silent.stdin.close()
+    assert hint == f"{WAITING}; use -n to ignore it\n"
+    for name, process in processes.items():
+        out, err = process.communicate(b"- user: late", timeout=20)
+        assert (err or b"", process.returncode) == (b"", 0), name
+        prompt = json.loads(out)["messages"][0]["content"]
+        expected = {"none": "- user: late", "file": "late"}
+        assert prompt == expected.get(name, "Hi\n\n- user: late"), name
+    os.close(screen)
+
+
+def read_line(screen: int) -> str:
+    line = b""
+    while not line.endswith(b"\n"):
+        line += os.read(screen, 1)
+    return line.decode()
 
 
 ICONV = "convert it, as in: iconv -f"

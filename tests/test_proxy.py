@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import Result, Run
+from conftest import HELLO, KEY, Result, Run
 from network import ESTABLISHED, HOST, SOCKS_OK, URL, Proxy, Socks, api_behind_a_proxy, tls_for
 from network import tunnel as tunnel_to
 from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, refusing, reply, stream
-
-KEY = "xai-abcDEF0123456789"
-HELLO = Result(b"Hello\n", "", 0)
 
 
 @pytest.fixture

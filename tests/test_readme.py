@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from conftest import TOP, Shell, needs
+from conftest import TOP, Shell, cases, needs
 from picture import COMMANDS
 from server import Api, completion, reply
 from test_manual import examples, section
@@ -104,8 +104,12 @@ def repository(shell: Shell) -> Path:
 
 
 @needs("git")
-@pytest.mark.parametrize(
-    ("answer", "title"), [(reply(completion("Add a\n\nIt was missing.")), "Add a"), (None, "First")]
+@cases(
+    ("answer", "title"),
+    {
+        "a message": (reply(completion("Add a\n\nIt was missing.")), "Add a"),
+        "an error": (None, "First"),
+    },
 )
 def test_a_commit_message(
     shell_api: Api, shell: Shell, repository: Path, answer: Any, title: str
@@ -118,9 +122,12 @@ def test_a_commit_message(
 
 
 @needs("jq")
-@pytest.mark.parametrize(
+@cases(
     ("text", "out", "status"),
-    [('{"name": "Ada Lovelace", "born": 1815}', b"Ada Lovelace\t1815\n", 0), ("Ada.", b"", 1)],
+    {
+        "JSON": ('{"name": "Ada Lovelace", "born": 1815}', b"Ada Lovelace\t1815\n", 0),
+        "prose": ("Ada.", b"", 1),
+    },
 )
 def test_json_from_prose(shell_api: Api, shell: Shell, text: str, out: bytes, status: int) -> None:
     shell_api.will(reply(completion(text)))
@@ -230,18 +237,18 @@ def test_a_model_on_the_box_under_the_desk(shell_api: Api, shell: Shell) -> None
 UNAVAILABLE = "503 Service Unavailable"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("answers", "models", "out", "status"),
-    [
-        ([reply(completion("Yes."))], ["grok-4.7"], b"Yes.\n", 0),
-        (
+    {
+        "the first answers": ([reply(completion("Yes."))], ["grok-4.7"], b"Yes.\n", 0),
+        "the first is overloaded": (
             [reply({"error": "Overloaded."}, UNAVAILABLE), reply(completion("Yes."))],
             ["grok-4.7", "grok-4.3"],
             b"Yes.\n",
             0,
         ),
-        ([reply(REFUSED, "400 Bad Request")], ["grok-4.7"], b"", 1),
-    ],
+        "the first refuses": ([reply(REFUSED, "400 Bad Request")], ["grok-4.7"], b"", 1),
+    },
 )
 def test_a_fallback_model(
     shell_api: Api, shell: Shell, answers: Any, models: list[str], out: bytes, status: int
@@ -253,20 +260,20 @@ def test_a_fallback_model(
     assert [request.json["model"] for request in shell_api.requests] == models
 
 
-@pytest.mark.parametrize(
+@cases(
     ("answers", "out"),
-    [
-        ([reply(completion("OK"))], ""),
-        (
+    {
+        "all is well": ([reply(completion("OK"))], ""),
+        "something is wrong": (
             [reply(completion("No space left."))],
             "mail -s the log needs a look ops\nNo space left.\n",
         ),
-        (
+        "overloaded": (
             [reply({"error": "Overloaded."}, UNAVAILABLE)],
             "no verdict now; the next run tries again\n",
         ),
-        ([reply(REFUSED, "400 Bad Request")], "mail -s the triage is broken ops\n"),
-    ],
+        "refused": ([reply(REFUSED, "400 Bad Request")], "mail -s the triage is broken ops\n"),
+    },
 )
 def test_triage_of_a_log(shell_api: Api, shell: Shell, answers: Any, out: str) -> None:
     shell.put("mail", 'echo "mail $*"; cat')

@@ -13,7 +13,7 @@ import zlib
 from typing import Any
 
 import pytest
-from conftest import Result, Run, limit, needs_file, needs_limit
+from conftest import Result, Run, cases, limit, needs_file, needs_limit
 from server import RESET, Api, completion, reply
 
 
@@ -61,17 +61,19 @@ def test_the_reply_is_one_write(api: Api, run: Run) -> None:
         assert ours.recv(1 << 20) == b"x" * 50_000 + b"\n"
 
 
-@pytest.mark.parametrize(
+@cases(
     "change",
-    [
-        {"finish_reason": "stop"},
-        {"finish_reason": None},
-        {"finish_reason": ""},
-        {"finish_reason": "end_turn"},
-        {"finish_reason": "something new"},
-        {"message": {"content": "Hello"}},
-        {"message": {"content": "Hello", "tool_calls": None, "refusal": None}},
-    ],
+    {
+        "stop": {"finish_reason": "stop"},
+        "null": {"finish_reason": None},
+        "empty": {"finish_reason": ""},
+        "of another API": {"finish_reason": "end_turn"},
+        "unknown": {"finish_reason": "something new"},
+        "missing": {"message": {"content": "Hello"}},
+        "missing, with other nulls": {
+            "message": {"content": "Hello", "tool_calls": None, "refusal": None}
+        },
+    },
 )
 def test_an_unknown_or_missing_finish_reason_is_no_failure(
     api: Api, run: Run, change: dict[str, Any]
@@ -117,13 +119,13 @@ def test_the_content_may_be_a_list_of_parts_of_which_the_text_counts(api: Api, r
     assert run("Hi") == Result("Grüße 🌍\n".encode(), "", 0)
 
 
-@pytest.mark.parametrize(
+@cases(
     "part",
-    [
-        {"type": "reasoning", "text": "Hm"},
-        {"type": "thinking", "text": "Hm", "thinking": "Hm"},
-        {"type": "text", "text": [{"type": "text", "text": "no"}]},
-    ],
+    {
+        "reasoning": {"type": "reasoning", "text": "Hm"},
+        "thinking": {"type": "thinking", "text": "Hm", "thinking": "Hm"},
+        "parts as the text": {"type": "text", "text": [{"type": "text", "text": "no"}]},
+    },
 )
 def test_a_part_that_is_no_text_part_is_no_text(api: Api, run: Run, part: Any) -> None:
     text = {"type": "text", "text": "Hello"}
@@ -131,66 +133,85 @@ def test_a_part_that_is_no_text_part_is_no_text(api: Api, run: Run, part: Any) -
     assert run("Hi") == Result(b"Hello\n", "", 0)
 
 
-@pytest.mark.parametrize("content", [[], [{"type": "image_url"}], [{"type": "text", "text": ""}]])
+@cases(
+    "content",
+    {
+        "no parts": [],
+        "an image": [{"type": "image_url"}],
+        "an empty text": [{"type": "text", "text": ""}],
+    },
+)
 def test_a_list_of_parts_without_text_is_empty(api: Api, run: Run, content: list[Any]) -> None:
     api.will(reply(completion(message={"content": content})))
     message = f"xchat: {api.host}: the reply is empty: finish reason 'stop' (request id req-7)\n"
     assert run("Hi") == Result(b"", message, 1)
 
 
-NOT_WHOLE = [
+NOT_WHOLE = {
     # what the server says; what is written; why the status is 1
-    (
+    "the token limit": (
         completion("Hel", finish_reason="length"),
         b"Hel\n",
         "the reply is cut off at the token limit (finish reason 'length')",
     ),
-    (
+    "the content filter": (
         completion("Hel", finish_reason="content_filter"),
         b"Hel\n",
         "the reply is cut off by the content filter",
     ),
-    (completion(""), b"", "the reply is empty: finish reason 'stop'"),
-    (completion(None), b"", "the reply is empty: finish reason 'stop'"),
-    (completion(None, finish_reason=None), b"", "the reply is empty"),
-    (
+    "an empty text": (completion(""), b"", "the reply is empty: finish reason 'stop'"),
+    "no text": (completion(None), b"", "the reply is empty: finish reason 'stop'"),
+    "no text and no finish reason": (
+        completion(None, finish_reason=None),
+        b"",
+        "the reply is empty",
+    ),
+    "no text at the token limit": (
         completion(None, finish_reason="length"),
         b"",
         "the reply is cut off at the token limit (finish reason 'length')",
     ),
-    (
+    "a refusal": (
         completion(message={"content": None, "refusal": "I won't."}),
         b"",
         "the reply is empty: I won't.",
     ),
-    (
+    "a tool call": (
         completion(message={"tool_calls": [{"id": "1"}]}, finish_reason="tool_calls"),
         b"",
         "the reply is a tool call, not text",
     ),
-    (b"", b"", "not a completion: an empty body"),
-    (b"OK", b"", "not a completion: OK"),
-    (b"<html>Log in", b"", "not a completion: a page of HTML; is it a login page of the network?"),
-    (b'{"request_id": "1"}', b"", 'not a completion: {"request_id": "1"}'),
-    (b"[]", b"", "not a completion: []"),
-    (b"null", b"", "not a completion: null"),
-    (b'{"choices": []}', b"", 'not a completion: {"choices": []}'),
-    (b'{"choices": [{}]}', b"", 'not a completion: {"choices": [{}]}'),
-    (b'{"choices": [4]}', b"", 'not a completion: {"choices": [4]}'),
-    (changed("choices.0.message", None), b"", None),
-    (
+    "an empty body": (b"", b"", "not a completion: an empty body"),
+    "a word": (b"OK", b"", "not a completion: OK"),
+    "a page": (
+        b"<html>Log in",
+        b"",
+        "not a completion: a page of HTML; is it a login page of the network?",
+    ),
+    "another mapping": (b'{"request_id": "1"}', b"", 'not a completion: {"request_id": "1"}'),
+    "a list": (b"[]", b"", "not a completion: []"),
+    "null": (b"null", b"", "not a completion: null"),
+    "no choices": (b'{"choices": []}', b"", 'not a completion: {"choices": []}'),
+    "an empty choice": (b'{"choices": [{}]}', b"", 'not a completion: {"choices": [{}]}'),
+    "a choice that is a number": (b'{"choices": [4]}', b"", 'not a completion: {"choices": [4]}'),
+    "a message that is null": (changed("choices.0.message", None), b"", None),
+    "a text that is a mapping": (
         changed("choices.0.message", {"content": {"a": 1}}),
         b"",
         "the reply is empty: finish reason 'stop'",
     ),
-    (changed("choices", {"0": 1}), b"", None),
-    (b"[" * 100_000, b"", None),
-    (b'{"choices": [' + b"9" * 5000, b"", "not a whole completion: "),
-    (json.dumps(completion()).encode()[:-1], b"", "not a whole completion: "),
-]
+    "choices that are a mapping": (changed("choices", {"0": 1}), b"", None),
+    "brackets without an end": (b"[" * 100_000, b"", None),
+    "a number without an end": (b'{"choices": [' + b"9" * 5000, b"", "not a whole completion: "),
+    "a completion without its last byte": (
+        json.dumps(completion()).encode()[:-1],
+        b"",
+        "not a whole completion: ",
+    ),
+}
 
 
-@pytest.mark.parametrize(("body", "out", "message"), NOT_WHOLE, ids=range(len(NOT_WHOLE)))
+@cases(("body", "out", "message"), NOT_WHOLE)
 def test_what_is_not_whole_is_written_and_ends_in_status_1(
     api: Api, run: Run, body: Any, out: bytes, message: str | None
 ) -> None:
@@ -202,17 +223,29 @@ def test_what_is_not_whole_is_written_and_ends_in_status_1(
     assert result.err.endswith(" (request id req-7)\n")
 
 
-@pytest.mark.parametrize(
+@cases(
     "steps",
-    [
-        [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b'{"choices": [{"mess'],
-        [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"cho'],
-        [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"cho\r\n', RESET],
-        [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"cho\r\n'],
-        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"],
-        [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{", RESET],
-        [b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 8\r\n\r\nnot gzip"],
-    ],
+    {
+        "before its length": [
+            b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+            b'{"choices": [{"mess',
+        ],
+        "in a chunk": [b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"cho'],
+        "reset after a chunk": [
+            b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"cho\r\n',
+            RESET,
+        ],
+        "before the last chunk": [
+            b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"cho\r\n'
+        ],
+        "where a size is none": [
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n"
+        ],
+        "reset before its length": [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{", RESET],
+        "gzip that is none": [
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 8\r\n\r\nnot gzip"
+        ],
+    },
 )
 def test_a_body_that_is_cut_short(api: Api, run: Run, steps: list[Any]) -> None:
     api.will(steps)
@@ -225,24 +258,24 @@ def test_a_body_that_is_cut_short(api: Api, run: Run, steps: list[Any]) -> None:
 BODY = json.dumps(completion("Grüße"), ensure_ascii=False).encode()
 
 
-@pytest.mark.parametrize(
+@cases(
     "steps",
-    [
-        reply(gzip.compress(BODY), Content_Encoding="gzip"),
-        reply(zlib.compress(BODY), Content_Encoding="deflate"),
-        reply(BODY, content_type="text/html; charset=ISO-8859-1"),
-        reply(b"\xef\xbb\xbf" + BODY, content_type="text/plain"),
-        [b"HTTP/1.1 200 OK\r\n\r\n", BODY],
-        [b"HTTP/1.0 200 OK\r\n\r\n", BODY],
-        [b"HTTP/1.1 200\r\nContent-Length: %d\r\n\r\n" % len(BODY)]
+    {
+        "gzip": reply(gzip.compress(BODY), Content_Encoding="gzip"),
+        "deflate": reply(zlib.compress(BODY), Content_Encoding="deflate"),
+        "another character set": reply(BODY, content_type="text/html; charset=ISO-8859-1"),
+        "a byte-order mark": reply(b"\xef\xbb\xbf" + BODY, content_type="text/plain"),
+        "ended by closing": [b"HTTP/1.1 200 OK\r\n\r\n", BODY],
+        "HTTP/1.0": [b"HTTP/1.0 200 OK\r\n\r\n", BODY],
+        "byte by byte": [b"HTTP/1.1 200\r\nContent-Length: %d\r\n\r\n" % len(BODY)]
         + [BODY[i : i + 1] for i in range(len(BODY))],
-        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]
+        "chunks with extensions": [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"]
         + [b"3;x=y\r\n%b\r\n" % BODY[i : i + 3] for i in range(0, len(BODY) - 2, 3)]
         + [b"%x\r\n%b\r\n" % (len(BODY) % 3, BODY[-(len(BODY) % 3) :]) if len(BODY) % 3 else b""]
         + [b"0\r\n\r\n"],
-        [b"HTTP/1.1 100 Continue\r\n\r\n", *reply(BODY)],
-        reply(BODY, "201 Created"),
-    ],
+        "100 first": [b"HTTP/1.1 100 Continue\r\n\r\n", *reply(BODY)],
+        "status 201": reply(BODY, "201 Created"),
+    },
 )
 def test_every_way_to_send_a_body(api: Api, run: Run, steps: list[Any]) -> None:
     api.will(steps)

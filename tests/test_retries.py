@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run, needs
+from conftest import Result, Run, cases, needs, said
 from server import (
     HANG,
     RESET,
@@ -29,7 +29,7 @@ from server import (
 
 AGAIN = r"xchat: 127\.0\.0\.1:\d+: (.*); trying again in (\d+\.\d) s"
 
-HELLO = reply(completion())
+ANSWER = reply(completion())
 
 
 def waits(result: Result) -> list[tuple[str, float]]:
@@ -49,7 +49,7 @@ def test_nothing_is_posted_again_unless_asked_for(api: Api, run: Run) -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 503, 529])
 def test_what_cannot_have_produced_a_reply_is_posted_again(api: Api, run: Run, status: int) -> None:
-    api.will(reply(b"no", f"{status} No", Retry_After="0.1"), HELLO)
+    api.will(reply(b"no", f"{status} No", Retry_After="0.1"), ANSWER)
     result = run("--retries", "3", "Hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
     ((why, wait),) = waits(result)
@@ -61,7 +61,7 @@ def test_what_cannot_have_produced_a_reply_is_posted_again(api: Api, run: Run, s
 
 
 def test_the_environment_asks_for_retries(api: Api, run: Run) -> None:
-    api.will(overloaded(Retry_After="0"), HELLO)
+    api.will(overloaded(Retry_After="0"), ANSWER)
     assert run("Hi", "-q", env={"XCHAT_RETRIES": "1"}) == Result(b"Hello\n", "", 0)
     assert run("Hi", env={"XCHAT_RETRIES": "-1"}).status == 2
 
@@ -73,39 +73,46 @@ def test_at_most_as_often_as_asked_for(api: Api, run: Run) -> None:
     assert result.err.splitlines()[-1].endswith("429 Too Many: Slow down (request id req-7)")
 
 
-ONCE = [
+GATEWAYS = (502, 504, *range(520, 528), 530)
+ONCE = {
     # the answer, the exit status
-    (reply(b"no", "400 Bad"), 4),
-    (reply(b"no", "401 No"), 4),
-    (reply(b"no", "403 No"), 4),
-    (reply(b"no", "404 No"), 4),
-    (reply(b"no", "408 Late"), 5),
-    (reply(b"no", "422 No"), 4),
-    *((reply(b"no", f"{gateway} No"), 5) for gateway in (502, 504, *range(520, 528), 530)),
-    (reply(b"", "302 Found", Location="/"), 4),
-    (reply({"error": "used all available credits"}, "429 No"), 4),
-    (overloaded(Retry_After="121"), 5),
-    (overloaded(Retry_After="99999999999999999999"), 5),
-    (overloaded(Retry_After=email.utils.formatdate(time.time() + 3600, usegmt=True)), 5),
-    (reply({"error": {"message": "overloaded", "code": 503}}), 5),
-    (reply(b"no completion"), 1),
-    (reply(completion("")), 1),
-    (reply(completion("x", finish_reason="length")), 1),
-    ([], 3),
-    ([RESET], 3),
-    ([b"HTTP/1.1 200 OK\r\nContent-Le"], 1),
-    ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"], 1),
-    ([b"nonsense\r\n\r\n"], 3),
-    ([STREAM_HEAD], 1),
-    ([STREAM_HEAD, event(chunk("Hel")), RESET], 1),
-    ([STREAM_HEAD, event({"error": {"message": "overloaded", "code": 503}})], 5),
-    ([STREAM_HEAD, event(chunk("Hel")), event({"error": "overloaded"})], 5),
-    ([HANG], 3),
-    ([STREAM_HEAD, HANG], 3),
-]
+    "status 400": (reply(b"no", "400 Bad"), 4),
+    "status 401": (reply(b"no", "401 No"), 4),
+    "status 403": (reply(b"no", "403 No"), 4),
+    "status 404": (reply(b"no", "404 No"), 4),
+    "status 408": (reply(b"no", "408 Late"), 5),
+    "status 422": (reply(b"no", "422 No"), 4),
+    **{f"status {gateway}": (reply(b"no", f"{gateway} No"), 5) for gateway in GATEWAYS},
+    "a redirect": (reply(b"", "302 Found", Location="/"), 4),
+    "no credit": (reply({"error": "used all available credits"}, "429 No"), 4),
+    "a long wait": (overloaded(Retry_After="121"), 5),
+    "an endless wait": (overloaded(Retry_After="99999999999999999999"), 5),
+    "a wait until a far date": (
+        overloaded(Retry_After=email.utils.formatdate(time.time() + 3600, usegmt=True)),
+        5,
+    ),
+    "an error inside a 200": (reply({"error": {"message": "overloaded", "code": 503}}), 5),
+    "no completion": (reply(b"no completion"), 1),
+    "an empty reply": (reply(completion("")), 1),
+    "a reply at the token limit": (reply(completion("x", finish_reason="length")), 1),
+    "no answer": ([], 3),
+    "a reset": ([RESET], 3),
+    "half the headers": ([b"HTTP/1.1 200 OK\r\nContent-Le"], 1),
+    "half a body": ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"], 1),
+    "nonsense": ([b"nonsense\r\n\r\n"], 3),
+    "an empty stream": ([STREAM_HEAD], 1),
+    "half a stream": ([STREAM_HEAD, event(chunk("Hel")), RESET], 1),
+    "an error first in a stream": (
+        [STREAM_HEAD, event({"error": {"message": "overloaded", "code": 503}})],
+        5,
+    ),
+    "an error in a stream": ([STREAM_HEAD, event(chunk("Hel")), event({"error": "overloaded"})], 5),
+    "silence": ([HANG], 3),
+    "a silent stream": ([STREAM_HEAD, HANG], 3),
+}
 
 
-@pytest.mark.parametrize(("answer", "status"), ONCE, ids=range(len(ONCE)))
+@cases(("answer", "status"), ONCE)
 def test_what_may_have_been_paid_for_or_will_not_help_is_posted_once(
     api: Api, run: Run, answer: list[Any], status: int
 ) -> None:
@@ -116,6 +123,26 @@ def test_what_may_have_been_paid_for_or_will_not_help_is_posted_once(
     assert waits(result) == []
     time.sleep(0.1)
     assert len(api.requests) == 1
+
+
+@pytest.mark.parametrize("status", GATEWAYS)
+def test_what_a_gateway_says_is_posted_once(api: Api, run: Run, status: int) -> None:
+    api.will(reply(b"upstream", f"{status} Gateway", Retry_After="0.01"))
+    result = run("--retries", "3", "Hi")
+    assert result == Result(b"", said(api, f"{status} Gateway: upstream"), 5)
+    assert len(api.requests) == 1
+
+
+@pytest.mark.parametrize("status", [429, 500, 503, 529])
+def test_what_a_busy_server_says_is_posted_again(api: Api, run: Run, status: int) -> None:
+    api.will(reply(b"busy", f"{status} No", Retry_After="0.01"), reply(completion()))
+    env = {"XAI_API_KEY": "xai-0123456789"}
+    api.key = env["XAI_API_KEY"]
+    result = run("--retries", "3", "Hi", env=env)
+    assert (result.out, result.status) == (b"Hello\n", 0)
+    begin = re.escape(said(api, f"{status} No: busy").rstrip())
+    assert re.fullmatch(rf"{begin}; trying again in \d\.\d s\n", result.err)
+    assert api.requests[0] == api.requests[1]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +160,7 @@ def test_what_may_have_been_paid_for_or_will_not_help_is_posted_once(
 )
 def test_a_retry_after_that_says_nothing_counts_as_absent(api: Api, run: Run, value: str) -> None:
     head = f"HTTP/1.1 503 No\r\nContent-Length: 0\r\nRetry-After: {value}\r\n\r\n"
-    api.will([head.encode()], HELLO)
+    api.will([head.encode()], ANSWER)
     result = run("--retries", "1", "Hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
     ((_why, wait),) = waits(result)
@@ -142,12 +169,32 @@ def test_a_retry_after_that_says_nothing_counts_as_absent(api: Api, run: Run, va
 
 def test_a_retry_after_that_is_a_date(api: Api, run: Run) -> None:
     date = email.utils.formatdate(time.time() + 5, usegmt=True)
-    api.will(overloaded(Retry_After=date), HELLO)
+    api.will(overloaded(Retry_After=date), ANSWER)
     start = time.monotonic()
     result = run("--retries", "1", "Hi")
     ((_why, wait),) = waits(result)
     assert 2 < wait <= 6.1
     assert time.monotonic() - start >= wait
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_retry_after_longer_than_we_wait_is_told(api: Api, run: Run, status: int) -> None:
+    api.will(reply(b"busy", f"{status} No", Retry_After="300"))
+    result = run("--retries", "3", "Hi")
+    assert result == Result(b"", said(api, f"{status} No: busy; asks to wait 300 s"), 5)
+
+
+def test_a_retry_after_that_is_a_date_is_told_in_seconds(api: Api, run: Run) -> None:
+    date = email.utils.formatdate(time.time() + 3600, usegmt=True)
+    api.will(reply(b"busy", "503 No", Retry_After=date))
+    result = run("--retries", "3", "Hi")
+    match = re.fullmatch(
+        re.escape(said(api, "503 No: busy; asks to wait {} s")).replace(r"\{\}", r"(\d+)"),
+        result.err,
+    )
+    assert match
+    assert 3400 < int(match[1]) <= 3600
+    assert (result.out, result.status) == (b"", 5)
 
 
 def test_waits_grow_and_stay_within_the_deadline(api: Api, run: Run) -> None:
@@ -179,7 +226,7 @@ def test_a_connection_that_is_refused_is_tried_again(run: Run) -> None:
         connection, _address = server.accept()
         with connection:
             read_request(connection)
-            perform(HELLO, connection)
+            perform(ANSWER, connection)
     assert process.communicate(timeout=30)[0] == b"Hello\n"
     assert process.returncode == 0
 

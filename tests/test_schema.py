@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
-from conftest import File, Result, Run
+from conftest import File, Result, Run, cases, said
 from server import STREAM_HEAD, Api, completion, reply, stream
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 YAML_SCHEMA = "type: object\nproperties:\n  name: {type: string}\nrequired: [name]\n"
 
 
-@pytest.mark.parametrize("content", [json.dumps(SCHEMA), YAML_SCHEMA])
+@cases("content", {"JSON": json.dumps(SCHEMA), "YAML": YAML_SCHEMA})
 def test_a_schema_becomes_the_response_format(api: Api, run: Run, file: File, content: str) -> None:
     api.will(reply(completion('{"name": "Ada"}')))
     assert run("--schema", file(content), "Who?") == Result(b'{"name": "Ada"}\n', "", 0)
@@ -22,8 +23,34 @@ def test_a_schema_becomes_the_response_format(api: Api, run: Run, file: File, co
     }
 
 
+SCHEMA_NOT_IN_ASCII = {"type": "object", "properties": {"ä": {"type": "string"}}}
+
+
+@pytest.mark.parametrize("form", ["{}", " \n{}\n"])
+def test_a_schema_may_be_the_argument_itself(api: Api, run: Run, form: str) -> None:
+    api.will(reply(completion('{"ä": "b"}')))
+    schema = form.replace("{}", json.dumps(SCHEMA_NOT_IN_ASCII, ensure_ascii=False))
+    assert run("--schema", schema, "Hi") == Result('{"ä": "b"}\n'.encode(), "", 0)
+    assert api.body["response_format"]["json_schema"]["schema"] == SCHEMA_NOT_IN_ASCII
+
+
+@pytest.mark.parametrize("schema", ['{"type": "object"', '{"type" "object"}', "{", '{"a": NaN}'])
+def test_a_schema_in_the_argument_that_is_malformed(run: Run, schema: str) -> None:
+    result = run("--dry-run", "--schema", schema, "Hi")
+    assert (result.out, result.status, result.err.count("\n")) == (b"", 2, 1)
+    assert result.err.startswith("xchat: --schema: ")
+
+
 @pytest.mark.parametrize("args", [[], ["--stream"], ["-x"], ["--json"], ["-o", "out"]])
-@pytest.mark.parametrize("text", ["Ada", '{"name": NaN}', '{"a": 1} {"b": 2}', "[" * 100_000])
+@cases(
+    "text",
+    {
+        "prose": "Ada",
+        "NaN": '{"name": NaN}',
+        "two values": '{"a": 1} {"b": 2}',
+        "nesting without an end": "[" * 100_000,
+    },
+)
 def test_with_a_schema_the_reply_must_be_json(
     api: Api, run: Run, file: File, args: list[str], text: str
 ) -> None:
@@ -37,6 +64,25 @@ def test_with_a_schema_the_reply_must_be_json(
     out = json.dumps(completion(text)) if args == ["--json"] else "" if "-o" in args else text
     assert result.out.decode() == (out and out + "\n")
     assert not (run.home / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["1 2 3 4", "", " ", "{", "NaN", "'a'"])
+def test_a_reply_that_is_not_the_json_that_was_asked_for(
+    api: Api, run: Run, file: File, text: str
+) -> None:
+    api.will(reply(completion(text)))
+    result = run("--schema", file("{}", "schema"), "Hi")
+    out = f"{text}\n".encode() if text else b""
+    assert (result.out, result.status, result.err.count("\n")) == (out, 1, 1)
+    begin = "the reply is empty" if not text else "the reply is not JSON"
+    assert result.err.startswith(f"xchat: {api.host}: {begin}")
+    assert not re.search(r"Extra data|char \d|Expecting", result.err)
+
+
+def test_a_reply_that_is_not_json_names_the_host(api: Api, run: Run) -> None:
+    api.will(reply(completion("1 2")))
+    result = run("--schema", '{"type": "number"}', "Hi")
+    assert result == Result(b"1 2\n", said(api, "the reply is not JSON"), 1)
 
 
 def test_with_extract_what_is_extracted_must_be_json(api: Api, run: Run, file: File) -> None:
@@ -60,3 +106,11 @@ def test_a_wrong_schema_is_one_line_and_nothing_is_sent(
     file("const: 2024-01-01", "date")
     assert run("--schema", name, "Hi") == Result(b"", f"xchat: {message}\n", 2)
     assert api.requests == []
+
+
+def test_a_line_break_inside_a_string_of_a_schema_or_a_field(run: Run, file: File) -> None:
+    name = file('{"type": "one\ntwo"}')
+    message = "c: line 1: a line break in a string; write \\n"
+    assert run("--dry-run", "--schema", name, "Hi") == Result(b"", f"xchat: {message}\n", 2)
+    result = run("--dry-run", "-p", f"tools=@{name}", "Hi")
+    assert result == Result(b"", f"xchat: -p tools: {message}\n", 2)

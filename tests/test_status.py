@@ -13,12 +13,12 @@ import time
 from typing import Any
 
 import pytest
-from conftest import TOP, Result, Run, needs
-from server import HANG, RESET, Api, completion, refusing, reply
+from conftest import TOP, Result, Run, cases, needs, needs_file, said
+from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, refusing, reply
 
-ERRORS = [
+ERRORS = {
     # status line, body, exit status, what is said
-    (
+    "xAI, flat": (
         "400 Bad Request",
         {
             "code": "invalid-argument",
@@ -29,127 +29,132 @@ ERRORS = [
         "400 Bad Request: Incorrect API key provided: xa***jU. You can obtain an API key from"
         " https://console.x.ai.",
     ),
-    (
+    "a string alone": (
         "400 Bad Request",
         "Multi Agent requests are not allowed on chat completions",
         4,
         "400 Bad Request: Multi Agent requests are not allowed on chat completions",
     ),
-    (
+    "xAI, no credentials": (
         "401 Unauthorized",
         {"code": "unauthenticated:no-credentials", "error": "No credentials presented."},
         4,
         "401 Unauthorized: No credentials presented.",
     ),
-    (
+    "xAI, no credits": (
         "403 Forbidden",
         {"code": "permission-denied", "error": "Your team x has used all available credits"},
         4,
         "403 Forbidden: Your team x has used all available credits",
     ),
-    (
+    "OpenAI, nested": (
         "404 Not Found",
         {"error": {"message": "No such model", "type": "not_found", "code": None}},
         4,
         "404 Not Found: No such model",
     ),
-    ("405 Method Not Allowed", b"", 4, "405 Method Not Allowed: no reason given"),
-    (
+    "an empty body": ("405 Method Not Allowed", b"", 4, "405 Method Not Allowed: no reason given"),
+    "xAI, gone": (
         "410 Gone",
         {"error": "Live search is deprecated."},
         4,
         "410 Gone: Live search is deprecated.",
     ),
-    ("413 Payload Too Large", b"too large", 4, "413 Payload Too Large: too large"),
-    (
+    "plain text": ("413 Payload Too Large", b"too large", 4, "413 Payload Too Large: too large"),
+    "plain text on two lines": (
         "422 Unprocessable Entity",
         b"Failed to deserialize the JSON body:\n messages[0].content: invalid type\n",
         4,
         "422 Unprocessable Entity: Failed to deserialize the JSON body: messages[0].content:"
         " invalid type",
     ),
-    (
+    "FastAPI": (
         "422 Unprocessable Entity",
         {"detail": [{"loc": ["body"], "msg": "field required"}]},
         4,
         "422 Unprocessable Entity: body: field required",
     ),
-    (
+    "429 for want of credit": (
         "429 Too Many Requests",
         {"code": "Some resource has been exhausted", "error": "used all available credits or"},
         4,
         "429 Too Many Requests: used all available credits or",
     ),
-    (
+    "429 for haste, with an internal mark": (
         "429 Too Many Requests",
         {"code": 429, "error": "Slow down [WKE=personal-team-blocked:spending]"},
         5,
         "429 Too Many Requests: Slow down",
     ),
-    ("408 Request Timeout", {"message": "late"}, 5, "408 Request Timeout: late"),
-    (
+    "a message alone": ("408 Request Timeout", {"message": "late"}, 5, "408 Request Timeout: late"),
+    "JSON inside JSON": (
         "500 Internal Server Error",
         {"code": 500, "error": '{"error": {"message": "twice encoded"}}'},
         5,
         "500 Internal Server Error: twice encoded",
     ),
-    (
+    "an error without words": (
         "503 Service Unavailable",
         {"error": {"code": 1}},
         5,
         '503 Service Unavailable: {"error": {"code": 1}}',
     ),
-    ("521 ", b"<!DOCTYPE html><title>x</title>", 5, "521: x"),
-    ("521 ", b"<!DOCTYPE html><p>x", 5, "521: a page of HTML"),
-    ("529 Overloaded", b"[[[[[[[[[[", 5, "529 Overloaded: [[[[[[[[[["),
-    ("530 X", b"[" * 90000, 5, "530 X: [[["),
-    (
+    "a page with a title": ("521 ", b"<!DOCTYPE html><title>x</title>", 5, "521: x"),
+    "a page without a title": ("521 ", b"<!DOCTYPE html><p>x", 5, "521: a page of HTML"),
+    "brackets": ("529 Overloaded", b"[[[[[[[[[[", 5, "529 Overloaded: [[[[[[[[[["),
+    "brackets without an end": ("530 X", b"[" * 90000, 5, "530 X: [[["),
+    "control characters": (
         "418 I'm",
         b"\x1b]0;title\x07\xff\x00 \xe2\x80\xaereversed\n",
         4,
         "418 I'm: ]0;title \ufffd r",
     ),
-    ("200 OK", {"code": "unavailable", "error": "Try later"}, 5, "error in the reply: Try later"),
-    (
+    "200, xAI": (
+        "200 OK",
+        {"code": "unavailable", "error": "Try later"},
+        5,
+        "error in the reply: Try later",
+    ),
+    "200, nested, with status 503": (
         "200 OK",
         {"error": {"message": "overloaded", "code": 503}},
         5,
         "error in the reply: overloaded",
     ),
-    (
+    "200, nested, with status 404": (
         "200 OK",
         {"error": {"message": "no such model", "code": 404}},
         4,
         "error in the reply: no such model",
     ),
-    (
+    "200, nested, with status 429": (
         "200 OK",
         {"error": {"message": "slow down", "code": 429}},
         5,
         "error in the reply: slow down",
     ),
-    (
+    "200, xAI, an invalid argument": (
         "200 OK",
         {"code": "invalid-argument", "error": "stop is not supported"},
         4,
         "error in the reply: stop is not supported",
     ),
-    (
+    "200, xAI, an invalid argument in words": (
         "200 OK",
         {"code": "Client specified an invalid argument", "error": "no"},
         4,
         "error in the reply: no",
     ),
-    (
+    "200, no credit": (
         "200 OK",
         {"error": "The team has used all available credits"},
         4,
         "error in the reply: The team has used all available credits",
     ),
-]
+}
 
 
-@pytest.mark.parametrize(("status_line", "body", "status", "message"), ERRORS)
+@cases(("status_line", "body", "status", "message"), ERRORS)
 def test_an_error_is_told_in_the_words_of_the_api(
     api: Api, run: Run, status_line: str, body: Any, status: int, message: str
 ) -> None:
@@ -175,6 +180,13 @@ def test_a_redirect_is_not_followed(api: Api, run: Run, status: int, location: s
     where = f" (to {location})" if location else ""
     message = f"xchat: {api.host}: {status} Moved: redirects are not followed{where}\n"
     assert run("Hi") == Result(b"", message, 4)
+
+
+@pytest.mark.parametrize("location", ["https://login.test/?a=b", "/v2/chat"])
+def test_where_a_redirect_points_is_told(api: Api, run: Run, location: str) -> None:
+    api.will(reply(b"", "307 Moved", Location=location))
+    words = f"307 Moved: redirects are not followed (to {location})"
+    assert run("Hi") == Result(b"", said(api, words), 4)
 
 
 def test_a_redirect_whose_body_never_comes_is_told_at_once(api: Api, run: Run) -> None:
@@ -214,18 +226,21 @@ def test_no_such_host(run: Run) -> None:
     assert result.err.startswith("xchat: xchat.invalid: cannot find the host: ")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("steps", "message"),
-    [
-        ([], "closed the connection without an answer"),
-        ([b"HTTP/1.1 200 OK\r\nContent-"], None),
-        ([RESET], "Connection reset by peer"),
-        ([b"HTTP/1.1 200 OK\r\nContent-", RESET], "Connection reset by peer"),
-        ([b"SSH-2.0-OpenSSH_9.2\r\n"], None),
-        ([b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000], None),
-        ([b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000], None),
-        ([b"HTTP/1.1 abc\r\n\r\n"], None),
-    ],
+    {
+        "closes": ([], "closed the connection without an answer"),
+        "closes in the headers": ([b"HTTP/1.1 200 OK\r\nContent-"], None),
+        "resets": ([RESET], "Connection reset by peer"),
+        "resets in the headers": (
+            [b"HTTP/1.1 200 OK\r\nContent-", RESET],
+            "Connection reset by peer",
+        ),
+        "speaks SSH": ([b"SSH-2.0-OpenSSH_9.2\r\n"], None),
+        "a header without an end": ([b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000], None),
+        "too many headers": ([b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000], None),
+        "a status that is no number": ([b"HTTP/1.1 abc\r\n\r\n"], None),
+    },
 )
 def test_no_answer(api: Api, run: Run, steps: list[Any], message: str | None) -> None:
     api.will(steps)
@@ -238,16 +253,23 @@ def test_no_answer(api: Api, run: Run, steps: list[Any], message: str | None) ->
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n"
 
 
-@pytest.mark.parametrize(
+@cases(
     "steps",
-    [
-        [HANG],
-        [HEAD, HANG],
-        [b"HTTP/1.1 200 OK\r\n", *[b"X-%d: y\r\n" % n for n in range(99)], HANG],
-        [b"HTTP/1.1 200 OK\r\n", *[b"X", 0.05] * 1000],
-        [HEAD, *[b" ", 0.05] * 1000],
-        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"0", 0.05] * 1000],
-    ],
+    {
+        "silence": [HANG],
+        "silence after the headers": [HEAD, HANG],
+        "headers without an end": [
+            b"HTTP/1.1 200 OK\r\n",
+            *[b"X-%d: y\r\n" % n for n in range(99)],
+            HANG,
+        ],
+        "a header that drips": [b"HTTP/1.1 200 OK\r\n", *[b"X", 0.05] * 1000],
+        "a body that drips": [HEAD, *[b" ", 0.05] * 1000],
+        "a chunk that drips": [
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+            *[b"0", 0.05] * 1000,
+        ],
+    },
 )
 def test_the_deadline_is_for_the_whole_answer(api: Api, run: Run, steps: list[Any]) -> None:
     api.will(steps)
@@ -257,6 +279,20 @@ def test_the_deadline_is_for_the_whole_answer(api: Api, run: Run, steps: list[An
     what = "not the whole answer" if steps[0] == HEAD and steps[1] == b" " else "no answer"
     message = f"xchat: {api.host}: {what} within 2 s; --timeout sets a longer limit\n"
     assert result == Result(b"", message, 3)
+
+
+def test_the_deadline_after_half_a_reply(api: Api, run: Run) -> None:
+    api.will([STREAM_HEAD, event(chunk("Hel")), HANG])
+    result = run("--stream", "--timeout", "2", "Hi")
+    words = "not the whole answer within 2 s; --timeout sets a longer limit"
+    assert result == Result(b"Hel\n", said(api, words), 3)
+
+
+def test_the_deadline_before_a_reply(api: Api, run: Run) -> None:
+    api.will([HANG])
+    result = run("--stream", "--timeout", "1", "Hi")
+    words = "no answer within 1 s; --timeout sets a longer limit"
+    assert result == Result(b"", said(api, words, request_id=""), 3)
 
 
 def test_an_error_whose_body_drips_past_the_deadline_keeps_its_status(api: Api, run: Run) -> None:
@@ -362,23 +398,47 @@ def test_a_long_message_is_cut(api: Api, run: Run) -> None:
     assert result.err.endswith("xxx (request id req-7)\n")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("answer", "args", "out", "message", "status"),
-    [
-        (
+    {
+        "a reply at the token limit": (
             reply(completion("Hel", finish_reason="length")),
             [],
             b"Hel\n",
             "HOST: the reply is cut",
             1,
         ),
-        (None, ["-f", "nowhere"], b"", "nowhere: No such file or directory\n", 2),
-        (None, ["-t", "warm"], b"", "-t: expected a number from 0 to 2, not 'warm'\n", 2),
-        (None, ["--zzz"], b"", "no such option: --zzz", 2),
-        ([HANG], ["--timeout", "1"], b"", "HOST: no answer within 1 s", 3),
-        (reply({"error": "no"}, "400 Bad"), [], b"", "HOST: 400 Bad: no", 4),
-        (reply({"error": "no"}, "500 Bad"), [], b"", "HOST: 500 Bad: no", 5),
-    ],
+        "a file that is missing": (
+            None,
+            ["-f", "nowhere"],
+            b"",
+            "nowhere: No such file or directory\n",
+            2,
+        ),
+        "a wrong value": (
+            None,
+            ["-t", "warm"],
+            b"",
+            "-t: expected a number from 0 to 2, not 'warm'\n",
+            2,
+        ),
+        "an unknown option": (None, ["--zzz"], b"", "no such option: --zzz", 2),
+        "the deadline": ([HANG], ["--timeout", "1"], b"", "HOST: no answer within 1 s", 3),
+        "an error of the caller": (
+            reply({"error": "no"}, "400 Bad"),
+            [],
+            b"",
+            "HOST: 400 Bad: no",
+            4,
+        ),
+        "an error of the server": (
+            reply({"error": "no"}, "500 Bad"),
+            [],
+            b"",
+            "HOST: 500 Bad: no",
+            5,
+        ),
+    },
 )
 @pytest.mark.parametrize("option", ["-q", "--quiet"])
 def test_quiet_silences_warnings_but_no_error(
@@ -403,18 +463,7 @@ def test_quiet_silences_warnings_but_no_error(
     assert run("-p", "zzz=1", "Hi", option) == Result(b"Hello\n", "", 0)
 
 
-@pytest.mark.parametrize("delay", [0.05, 0.07, 0.09])
-def test_an_interrupt_while_modules_load_is_without_a_word(run: Run, delay: float) -> None:
-    """The interpreter's own start, some 20 ms, is beyond our reach."""
-    process = run.start("--dry-run", stdin=subprocess.PIPE)
-    time.sleep(delay)
-    process.send_signal(signal.SIGINT)
-    process.wait(20)
-    err = process.stderr.read().decode()
-    assert "xchat.py" not in err
-    process.stdin.close()
-
-
+@needs_file(str(TOP / "xchat.py"))
 def test_want_of_memory_is_one_line(run: Run) -> None:
     script = "import sys, xchat; xchat.read_bytes = lambda file: [0] * (1 << 60)"
     script += "; sys.exit(xchat.main())"

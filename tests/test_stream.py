@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run, needs_file
+from conftest import Result, Run, cases, needs_file, said
 from server import (
     HANG,
     RESET,
@@ -57,41 +57,60 @@ def with_header(header: bytes, body: bytes) -> list[Any]:
     return [STREAM_HEAD.replace(b"\r\n\r\n", b"\r\n" + header + b"\r\n\r\n") + body]
 
 
-@pytest.mark.parametrize(
+@cases(
     "steps",
-    [
-        [STREAM_HEAD, BODY],
-        [STREAM_HEAD, *split(BODY, 1)],
-        [STREAM_HEAD, *split(BODY, 7)],
-        with_header(b"Content-Length: %d" % len(BODY), BODY),
-        chunked([BODY]),
-        chunked(split(BODY, 1)),
-        chunked(split(BODY, 100)),
-        with_header(b"Content-Encoding: gzip", gzip.compress(BODY)),
-        [STREAM_HEAD, BODY.replace(b"\n", b"\r\n")],
-        [STREAM_HEAD, BODY.replace(b"\n", b"\r")],
-        [STREAM_HEAD, *split(BODY.replace(b"\n", b"\r\n"), 1)],
-        [STREAM_HEAD, b"\xef\xbb\xbf" + BODY],
-        [STREAM_HEAD, *split(b"\xef\xbb\xbf" + BODY, 1)],
-        [STREAM_HEAD, b": hello\n\n:\n\n" + BODY.replace(b"\n\n", b"\n\n: alive\n\n")],
-        [STREAM_HEAD, BODY.replace(b"data: ", b"event: x\nid: 1\nretry: 9\ndata:")],
-        [STREAM_HEAD, BODY.replace(b'"choices": ', b'\ndata: "choices": ')],
-        [STREAM_HEAD, BODY.removesuffix(b"\n\n")],
-        [STREAM_HEAD, BODY, event(b"after the end"), b"data"],
-        [STREAM_HEAD, BODY, RESET],
-        [STREAM_HEAD, BODY, HANG],
-        [STREAM_HEAD.replace(b"text/event-stream", b"text/plain"), BODY],
-        [b"HTTP/1.1 200 OK\r\n\r\n", BODY],
-        [STREAM_HEAD, BODY.partition(b"data: [DONE]")[0]],
-        with_header(b"Content-Length: 99999", BODY.partition(b"data: [DONE]")[0]),
-        [STREAM_HEAD, b"".join(map(event, [chunk(TEXT), b"[DONE]"]))],
-        [STREAM_HEAD, event(chunk(TEXT, finish_reason="stop")), b"data: [DO"],
-        [STREAM_HEAD, event(chunk(TEXT)), event(chunk(finish_reason="something new")), b": end"],
-        [STREAM_HEAD, event(chunk(TEXT)), event(chunk(delta=None, finish_reason="stop"))],
-        [STREAM_HEAD, event(chunk(TEXT)), event(STOP), event({"error": "too late"})],
-        reply(completion(TEXT)),
-        [STREAM_HEAD, json.dumps(completion(TEXT)).encode()],
-    ],
+    {
+        "at once": [STREAM_HEAD, BODY],
+        "byte by byte": [STREAM_HEAD, *split(BODY, 1)],
+        "in sevens": [STREAM_HEAD, *split(BODY, 7)],
+        "with its length": with_header(b"Content-Length: %d" % len(BODY), BODY),
+        "in one chunk": chunked([BODY]),
+        "in chunks of a byte": chunked(split(BODY, 1)),
+        "in chunks of 100 bytes": chunked(split(BODY, 100)),
+        "gzip": with_header(b"Content-Encoding: gzip", gzip.compress(BODY)),
+        "CRLF": [STREAM_HEAD, BODY.replace(b"\n", b"\r\n")],
+        "CR": [STREAM_HEAD, BODY.replace(b"\n", b"\r")],
+        "CRLF, byte by byte": [STREAM_HEAD, *split(BODY.replace(b"\n", b"\r\n"), 1)],
+        "a byte-order mark": [STREAM_HEAD, b"\xef\xbb\xbf" + BODY],
+        "a byte-order mark, byte by byte": [STREAM_HEAD, *split(b"\xef\xbb\xbf" + BODY, 1)],
+        "comments": [STREAM_HEAD, b": hello\n\n:\n\n" + BODY.replace(b"\n\n", b"\n\n: alive\n\n")],
+        "other fields": [STREAM_HEAD, BODY.replace(b"data: ", b"event: x\nid: 1\nretry: 9\ndata:")],
+        "an event on two lines": [
+            STREAM_HEAD,
+            BODY.replace(b'"choices": ', b'\ndata: "choices": '),
+        ],
+        "no line break at the end": [STREAM_HEAD, BODY.removesuffix(b"\n\n")],
+        "more after the end": [STREAM_HEAD, BODY, event(b"after the end"), b"data"],
+        "reset after the end": [STREAM_HEAD, BODY, RESET],
+        "silence after the end": [STREAM_HEAD, BODY, HANG],
+        "text/plain": [STREAM_HEAD.replace(b"text/event-stream", b"text/plain"), BODY],
+        "no content type": [b"HTTP/1.1 200 OK\r\n\r\n", BODY],
+        "no end mark": [STREAM_HEAD, BODY.partition(b"data: [DONE]")[0]],
+        "no end mark, before its length": with_header(
+            b"Content-Length: 99999", BODY.partition(b"data: [DONE]")[0]
+        ),
+        "no finish reason": [STREAM_HEAD, b"".join(map(event, [chunk(TEXT), b"[DONE]"]))],
+        "half an end mark": [STREAM_HEAD, event(chunk(TEXT, finish_reason="stop")), b"data: [DO"],
+        "an unknown finish reason and a comment": [
+            STREAM_HEAD,
+            event(chunk(TEXT)),
+            event(chunk(finish_reason="something new")),
+            b": end",
+        ],
+        "a delta that is null": [
+            STREAM_HEAD,
+            event(chunk(TEXT)),
+            event(chunk(delta=None, finish_reason="stop")),
+        ],
+        "an error after the end": [
+            STREAM_HEAD,
+            event(chunk(TEXT)),
+            event(STOP),
+            event({"error": "too late"}),
+        ],
+        "a completion instead": reply(completion(TEXT)),
+        "a completion called a stream": [STREAM_HEAD, json.dumps(completion(TEXT)).encode()],
+    },
 )
 def test_every_way_to_send_a_stream(api: Api, run: Run, steps: list[Any]) -> None:
     api.will(steps, [step for step in steps if step is not HANG])
@@ -120,21 +139,21 @@ ORDINARY: list[Any] = [
 HALVES = "\ud83c", "\udf0d"  # of 🌍
 LONE = "\ufffd"
 
-SPLIT = [
+SPLIT = {
     # the pieces of text; what they are together
-    (HALVES, "🌍"),
-    (["a" + HALVES[0], HALVES[1] + "b"], "a🌍b"),
-    ([HALVES[0], "", HALVES[1]], "🌍"),
-    ([*HALVES, *HALVES], "🌍🌍"),
-    (["🌍" + HALVES[0], HALVES[1] + "🌍"], "🌍🌍🌍"),
-    ([HALVES[0]], LONE),
-    ([HALVES[0], "a"], LONE + "a"),
-    (["a" + HALVES[0], "", ""], "a" + LONE),
-    ([HALVES[1]], LONE),
-    (["a", HALVES[1] + "b"], f"a{LONE}b"),
-    ([HALVES[0], HALVES[0], HALVES[1]], f"{LONE}🌍"),
-    ([HALVES[1], HALVES[0]], LONE + LONE),
-]
+    "two halves": (HALVES, "🌍"),
+    "two halves in texts": (["a" + HALVES[0], HALVES[1] + "b"], "a🌍b"),
+    "an empty text between": ([HALVES[0], "", HALVES[1]], "🌍"),
+    "twice": ([*HALVES, *HALVES], "🌍🌍"),
+    "between whole ones": (["🌍" + HALVES[0], HALVES[1] + "🌍"], "🌍🌍🌍"),
+    "the first alone": ([HALVES[0]], LONE),
+    "the first before a text": ([HALVES[0], "a"], LONE + "a"),
+    "the first before nothing": (["a" + HALVES[0], "", ""], "a" + LONE),
+    "the second alone": ([HALVES[1]], LONE),
+    "the second before a text": (["a", HALVES[1] + "b"], f"a{LONE}b"),
+    "the first twice": ([HALVES[0], HALVES[0], HALVES[1]], f"{LONE}🌍"),
+    "the wrong way round": ([HALVES[1], HALVES[0]], LONE + LONE),
+}
 
 
 def escaped(*texts: str) -> list[bytes]:
@@ -143,7 +162,7 @@ def escaped(*texts: str) -> list[bytes]:
     return [b"data: " + json.dumps(data).encode() + b"\n\n" for data in chunks]
 
 
-@pytest.mark.parametrize(("texts", "whole"), SPLIT, ids=ascii)
+@cases(("texts", "whole"), SPLIT)
 @pytest.mark.parametrize("args", [[], ["--stream"], ["-o", "out"], ["-af", "c.json"], ["-x"]])
 def test_a_surrogate_pair_that_is_split_over_two_events_is_one_character(
     api: Api, run: Run, args: list[str], texts: Sequence[str], whole: str
@@ -159,7 +178,7 @@ def test_a_surrogate_pair_that_is_split_over_two_events_is_one_character(
         assert json.loads((run.home / "c.json").read_text())[-1]["content"] == whole
 
 
-@pytest.mark.parametrize(("texts", "whole"), SPLIT, ids=ascii)
+@cases(("texts", "whole"), SPLIT)
 def test_a_surrogate_pair_that_is_split_is_one_character_on_a_terminal(
     api: Api, run: Run, screen: Screen, texts: Sequence[str], whole: str
 ) -> None:
@@ -241,18 +260,18 @@ def test_the_end_of_a_stream_ends_an_event_of_several_lines(api: Api, run: Run) 
     assert run("--stream", "Hi") == Result(b"Hello\n", "", 0)
 
 
-@pytest.mark.parametrize(
+@cases(
     "half",
-    [
-        WHOLE_EVENT[:-10],
-        WHOLE_EVENT[:20],
-        b"data: {",
-        b"data:",
-        b"id: 1\ndata",
-        b"event: x\nid: 1\ndata: {",
-        b"event: x\n",
-        b": comment\ndata: {",
-    ],
+    {
+        "almost whole": WHOLE_EVENT[:-10],
+        "its beginning": WHOLE_EVENT[:20],
+        "a brace": b"data: {",
+        "no data": b"data:",
+        "half a name": b"id: 1\ndata",
+        "a brace after other fields": b"event: x\nid: 1\ndata: {",
+        "another field": b"event: x\n",
+        "a brace after a comment": b": comment\ndata: {",
+    },
 )
 @pytest.mark.parametrize("option", ["--stream", "--no-stream"])
 @pytest.mark.parametrize("first", [b"", event(chunk("Hel"))], ids=["the first", "the second"])
@@ -283,48 +302,78 @@ CUT = "the reply is cut short: "
 
 REST = f"{CUT}the rest is not a completion: "
 
-NOT_WHOLE = [
+NOT_WHOLE = {
     # what comes; what is written; the status; why
-    ([event(chunk("Hel"))], b"Hel\n", 1, f"{CUT}the stream ended without a finish reason"),
-    ([event(chunk("Hel")), RESET], b"Hel\n", 1, CUT),
-    ([event(chunk("Hel")), b'data: {"choices": [{"de'], b"Hel\n", 1, f"{CUT}the stream"),
-    ([event(chunk("Hel\n"))], b"Hel\n", 1, CUT),
-    ([event(chunk("Hel")) + event(b"nonsense")], b"Hel\n", 1, f"{REST}nonsense"),
-    ([event(chunk("Hel")), 0.3, event(b"nonsense")], b"Hel\n", 1, f"{REST}nonsense"),
-    ([event(b"nonsense")], b"", 1, "not a completion: nonsense"),
-    ([event(chunk("Hel")), event(b"[DONE")], b"Hel\n", 1, f"{REST}[DONE"),
-    ([event(chunk("Hel")), event(b"nonsense"), BODY], b"Hel\n", 1, f"{REST}nonsense"),
-    ([event(chunk("Hel")), event(b"[1]")], b"Hel\n", 1, f"{REST}[1]"),
-    ([], b"", 1, "not a completion: an empty body"),
-    ([b": nothing\n\n"], b"", 1, f"{CUT}the stream ended without a finish reason"),
-    ([event(b"[DONE]")], b"", 1, "the reply is empty"),
-    ([event(STOP), event(b"[DONE]")], b"", 1, "the reply is empty: finish reason 'stop'"),
-    (
+    "no finish reason": (
+        [event(chunk("Hel"))],
+        b"Hel\n",
+        1,
+        f"{CUT}the stream ended without a finish reason",
+    ),
+    "a reset": ([event(chunk("Hel")), RESET], b"Hel\n", 1, CUT),
+    "half an event": (
+        [event(chunk("Hel")), b'data: {"choices": [{"de'],
+        b"Hel\n",
+        1,
+        f"{CUT}the stream",
+    ),
+    "a line break before the end": ([event(chunk("Hel\n"))], b"Hel\n", 1, CUT),
+    "nonsense at once": (
+        [event(chunk("Hel")) + event(b"nonsense")],
+        b"Hel\n",
+        1,
+        f"{REST}nonsense",
+    ),
+    "nonsense later": (
+        [event(chunk("Hel")), 0.3, event(b"nonsense")],
+        b"Hel\n",
+        1,
+        f"{REST}nonsense",
+    ),
+    "nonsense alone": ([event(b"nonsense")], b"", 1, "not a completion: nonsense"),
+    "half an end mark": ([event(chunk("Hel")), event(b"[DONE")], b"Hel\n", 1, f"{REST}[DONE"),
+    "nonsense before a whole stream": (
+        [event(chunk("Hel")), event(b"nonsense"), BODY],
+        b"Hel\n",
+        1,
+        f"{REST}nonsense",
+    ),
+    "a list": ([event(chunk("Hel")), event(b"[1]")], b"Hel\n", 1, f"{REST}[1]"),
+    "nothing": ([], b"", 1, "not a completion: an empty body"),
+    "a comment": ([b": nothing\n\n"], b"", 1, f"{CUT}the stream ended without a finish reason"),
+    "the end mark alone": ([event(b"[DONE]")], b"", 1, "the reply is empty"),
+    "a finish reason without a text": (
+        [event(STOP), event(b"[DONE]")],
+        b"",
+        1,
+        "the reply is empty: finish reason 'stop'",
+    ),
+    "a refusal": (
         [event(chunk(delta={"refusal": text})) for text in ("I ", "can't ", "help.")]
         + [event(STOP)],
         b"",
         1,
         "the reply is empty: I can't help.",
     ),
-    (
+    "a tool call": (
         [event(chunk(delta={"tool_calls": [{"id": "1"}]})), event(STOP)],
         b"",
         1,
         "the reply is a tool call, not text",
     ),
-    (
+    "the token limit": (
         [event(chunk("Hel")), event(chunk(finish_reason="length"))],
         b"Hel\n",
         1,
         "the reply is cut off at",
     ),
-    (
+    "the content filter": (
         [event(chunk("Hel", finish_reason="content_filter"))],
         b"Hel\n",
         1,
         "the reply is cut off by the content filter",
     ),
-    (
+    "an error after half a reply": (
         [
             event(chunk("Hel")),
             event({"code": "unavailable", "error": "Try later"}),
@@ -334,22 +383,22 @@ NOT_WHOLE = [
         5,
         "error in the reply: Try later",
     ),
-    (
+    "an error alone": (
         [event({"error": {"message": "overloaded", "code": 503}})],
         b"",
         5,
         "error in the reply: overloaded",
     ),
-    (
+    "an error of the caller after half a reply": (
         [event(chunk("Hel")), event({"error": {"message": "no", "type": "invalid_request_error"}})],
         b"Hel\n",
         4,
         "error in the reply: no",
     ),
-]
+}
 
 
-@pytest.mark.parametrize(("steps", "out", "status", "why"), NOT_WHOLE, ids=range(len(NOT_WHOLE)))
+@cases(("steps", "out", "status", "why"), NOT_WHOLE)
 @pytest.mark.parametrize("option", ["--stream", "--no-stream"])
 def test_half_a_reply_is_written_and_never_a_success(
     api: Api, run: Run, option: str, steps: list[Any], out: bytes, status: int, why: str
@@ -359,6 +408,31 @@ def test_half_a_reply_is_written_and_never_a_success(
     assert (result.out, result.status) == (out, status)
     assert result.err.startswith(f"xchat: {api.host}: {why}")
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("data", ["{broken}", "hello", "[1, 2]", '"text"', "12 34"])
+def test_a_malformed_event_in_mid_stream(api: Api, run: Run, data: str) -> None:
+    is_written = threading.Event()
+    rest = event(data.encode()) + event(chunk("lo", finish_reason="stop"))
+    api.will([STREAM_HEAD + event(chunk("Hel")), is_written, rest])
+    process = run.start("--stream", "Hi")
+    assert process.stdout.read(3) == b"Hel"
+    is_written.set()
+    out, err = process.communicate(timeout=20)
+    words = f"the reply is cut short: the rest is not a completion: {data}"
+    assert (out, err.decode(), process.returncode) == (b"\n", said(api, words), 1)
+
+
+def test_a_malformed_event_together_with_half_a_reply(api: Api, run: Run) -> None:
+    api.will([STREAM_HEAD + event(chunk("Hel")) + event(b"{broken}")])
+    words = "the reply is cut short: the rest is not a completion: {broken}"
+    assert run("--stream", "Hi") == Result(b"Hel\n", said(api, words), 1)
+
+
+def test_a_malformed_event_at_the_beginning(api: Api, run: Run) -> None:
+    api.will([STREAM_HEAD + event(b"{broken}")])
+    words = "not a completion: {broken}"
+    assert run("--stream", "Hi") == Result(b"", said(api, words), 1)
 
 
 def test_the_deadline_holds_for_a_stream_that_drips_comments(api: Api, run: Run) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import File, Result, Run, needs
+from conftest import HELLO, File, Run, needs
 from network import bundle_of, hashed, tls_for
 from server import Api, completion, reply
 
-HELLO = Result(b"Hello\n", "", 0)
 FILES = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"]
 VARIABLES = [*FILES, "SSL_CERT_DIR"]
 

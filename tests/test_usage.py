@@ -7,7 +7,7 @@ import signal
 from typing import Any
 
 import pytest
-from conftest import Run
+from conftest import Run, cases
 from server import HANG, STREAM_HEAD, USAGE, Api, chunk, completion, event, reply
 
 FACTS = {
@@ -58,22 +58,41 @@ def test_usage_of_a_stream_is_the_last_that_it_tells(api: Api, run: Run) -> None
     assert facts_of(result.err) == {**FACTS, "cached_tokens": 192}
 
 
-@pytest.mark.parametrize(
+@cases(
     "usage",
-    [
-        None,
-        [],
-        {},
-        "none",
-        {"cost_in_usd_ticks": None, "prompt_tokens_details": None},
-        {"cost_in_usd_ticks": "1", "prompt_tokens_details": [1]},
-    ],
+    {
+        "null": None,
+        "a list": [],
+        "an empty mapping": {},
+        "a text": "none",
+        "nulls": {"cost_in_usd_ticks": None, "prompt_tokens_details": None},
+        "values of other types": {"cost_in_usd_ticks": "1", "prompt_tokens_details": [1]},
+    },
 )
 def test_usage_tells_only_what_the_api_tells(api: Api, run: Run, usage: Any) -> None:
     api.will(reply({**completion(), "usage": usage}))
     result = run("-u", "Hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
     assert facts_of(result.err) == {"model": "grok-4.7", "request_id": "req-7"}
+
+
+@pytest.mark.parametrize("ticks", [4121500, 1, 0, 2**53 + 1])
+def test_usage_tells_the_cost_as_an_exact_integer_too(api: Api, run: Run, ticks: int) -> None:
+    answer = completion()
+    answer["usage"]["cost_in_usd_ticks"] = ticks
+    api.will(reply(answer))
+    result = run("-u", "Hi")
+    assert (result.out, result.status) == (b"Hello\n", 0)
+    usage = json.loads(result.err)
+    assert usage["cost_usd"] == pytest.approx(ticks / 10**10)
+    assert f'"cost_usd_ticks": {ticks},' in result.err
+
+
+def test_usage_tells_no_cost_where_the_server_tells_none(api: Api, run: Run) -> None:
+    answer = completion()
+    del answer["usage"]["cost_in_usd_ticks"]
+    api.will(reply(answer))
+    assert not {"cost_usd", "cost_usd_ticks"} & json.loads(run("-u", "Hi").err).keys()
 
 
 def test_usage_is_told_of_a_reply_that_is_not_whole_but_not_of_none(api: Api, run: Run) -> None:

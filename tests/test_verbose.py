@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 
-import pytest
 import trustme
-from conftest import Result, Run
+from conftest import KEY, SECRET, Result, Run
 from network import ESTABLISHED, HOST, URL, Proxy, api_behind_a_proxy, tls_for, tunnel
 from server import STREAM_HEAD, Api, completion, refusing, reply, stream
 
-KEY = "xai-abcDEF0123456789"
-SECRET = "cf-0123456789abcdef"
 TIME = r"\* \d+\.\d{3} s: "
 
 
@@ -226,10 +223,3 @@ def test_each_attempt_is_shown(api: Api, run: Run) -> None:
     again = [line for line in lines if "trying again" in line]
     assert len(again) == 1
     assert again[0].startswith(f"xchat: {api.host}: 503 Busy: no (request id req-7); trying ")
-
-
-@pytest.mark.parametrize("option", ["-V", "--version"])
-def test_the_version_is_not_the_verbose_option(run: Run, option: str) -> None:
-    result = run(option)
-    assert re.fullmatch(rb"xchat \d+\.\d+\.\d+\n", result.out)
-    assert (result.err, result.status) == ("", 0)

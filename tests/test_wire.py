@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import importlib.util
 import os
+import re
 import socket
 import ssl
 import subprocess
@@ -17,10 +18,10 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import File, Result, Run, needs
-from server import Api, completion, perform, read_request, refusing, reply
+from conftest import HELLO, KEY, File, Result, Run, cases, needs
+from network import HOST, Proxy, tls_for
+from server import HANG, Api, completion, perform, read_request, refusing, reply
 
-KEY = "xai-abcDEF0123456789"
 NOT_ASCII = "contains a space, a control character or a letter outside ASCII"
 # Python's own check of brackets came with 3.11.4
 NO_ADDRESS = ("has no valid address in the brackets", "not a URL")
@@ -55,7 +56,7 @@ def test_loopback_gets_no_key_where_there_is_none(api: Api, run: Run) -> None:
     assert all("authorization" not in request.headers for request in api.requests)
 
 
-@pytest.mark.parametrize("blank", [{}, {"XAI_API_KEY": ""}, {"XAI_API_KEY": " \t\n"}])
+@cases("blank", {"unset": {}, "empty": {"XAI_API_KEY": ""}, "blank": {"XAI_API_KEY": " \t\n"}})
 def test_no_key_is_told_before_anything_is_read(run: Run, blank: dict[str, str]) -> None:
     process = run.start("-f", "nowhere", stdin=-1, env=blank)
     assert process.wait(20) == 2
@@ -64,21 +65,43 @@ def test_no_key_is_told_before_anything_is_read(run: Run, blank: dict[str, str])
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    "env",
     [
-        (f"'{KEY}'", "the key is in quotation marks; remove them"),
-        (f'"{KEY}"', "the key is in quotation marks; remove them"),
-        (f"Bearer {KEY}", "the key begins with 'Bearer '; remove that"),
-        (f"bearer\t{KEY}", "the key begins with 'Bearer '; remove that"),
-        (
+        {},
+        {"XCHAT_BASE_URL": ""},
+        {"XCHAT_BASE_URL": "https://api.x.ai/v1"},
+        {"XCHAT_BASE_URL": "https://API.x.ai:443/v1/"},
+    ],
+    ids=str,
+)
+def test_the_api_itself_wants_a_key(run: Run, env: dict[str, str]) -> None:
+    assert run("Hi", env=env) == Result(b"", NO_KEY, 2)
+
+
+def test_whether_another_server_wants_a_key_is_its_own_affair(api: Api, run: Run) -> None:
+    api.will(reply(completion()), reply({"error": "no key"}, "401 Unauthorized"))
+    assert run("Hi") == HELLO
+    message = "401 Unauthorized: no key; no key was sent (request id req-7)"
+    assert run("Hi") == Result(b"", f"xchat: {api.host}: {message}\n", 4)
+    assert all("authorization" not in request.headers for request in api.requests)
+
+
+@cases(
+    ("value", "message"),
+    {
+        "single quotes": (f"'{KEY}'", "the key is in quotation marks; remove them"),
+        "double quotes": (f'"{KEY}"', "the key is in quotation marks; remove them"),
+        "Bearer": (f"Bearer {KEY}", "the key begins with 'Bearer '; remove that"),
+        "bearer and a tab": (f"bearer\t{KEY}", "the key begins with 'Bearer '; remove that"),
+        "two lines": (
             f"{KEY}\n{KEY}",
             f"the key {NOT_ASCII}",
         ),
-        (f"{KEY} x", f"the key {NOT_ASCII}"),
-        (f"{KEY}\x7f", f"the key {NOT_ASCII}"),
-        (f"{KEY}é", f"the key {NOT_ASCII}"),
-        (f"{KEY}\udcff", f"the key {NOT_ASCII}"),
-    ],
+        "a space": (f"{KEY} x", f"the key {NOT_ASCII}"),
+        "a control character": (f"{KEY}\x7f", f"the key {NOT_ASCII}"),
+        "a letter outside ASCII": (f"{KEY}é", f"the key {NOT_ASCII}"),
+        "a byte that is not UTF-8": (f"{KEY}\udcff", f"the key {NOT_ASCII}"),
+    },
 )
 def test_a_key_that_cannot_be_sent_is_not_shown(
     api: Api, run: Run, tmp_path: Path, value: str, message: str
@@ -272,6 +295,37 @@ def test_a_malformed_base_url(run: Run, url: str, message: str | tuple[str, str]
     assert words.startswith(message)
     assert result.err.count("\n") == 1
     assert "secret" not in result.err
+
+
+PLAIN_URLS = ["http://ollama:11434/v1", "http://192.168.1.20:8080/v1", "http://[2001:db8::1]/v1"]
+
+
+@pytest.mark.parametrize("url", [*PLAIN_URLS, "http://localhost.test/v1", "http://0.0.0.0/v1"])
+def test_plain_http_to_another_host_with_a_key(run: Run, url: str) -> None:
+    process = run.start(stdin=-1, env={"XCHAT_BASE_URL": url, "XAI_API_KEY": KEY})
+    assert process.wait(20) == 2
+    message = (
+        "xchat: XCHAT_BASE_URL: plain http would show the key to the network: use https,"
+        " or unset XAI_API_KEY\n"
+    )
+    assert (process.stdout.read(), process.stderr.read().decode()) == (b"", message)
+    process.stdin.close()
+
+
+@pytest.mark.parametrize("url", [*PLAIN_URLS, f"http://{HOST}/v1"])
+def test_plain_http_to_any_host_without_a_key(run: Run, url: str) -> None:
+    """A proxy stands for the network, which the test does not have."""
+    with Proxy(*reply(completion())) as proxy:
+        env = {"XCHAT_BASE_URL": url, "HTTP_PROXY": f"http://{proxy.host}", "XAI_API_KEY": " "}
+        assert run("Hi", env=env) == HELLO
+    assert proxy.asked[0].startswith(f"POST {url}/chat/completions HTTP/1.1\r\n")
+    assert "authorization" not in proxy.asked[0].lower()
+
+
+def test_plain_http_to_loopback_with_a_key(api: Api, run: Run) -> None:
+    api.key = KEY
+    api.will(reply(completion()))
+    assert run("Hi", env={"XAI_API_KEY": KEY}) == HELLO
 
 
 @pytest.mark.parametrize("form", ["http://127.0.0.1:{}/v1/", "HTTP://LocalHost:{}/v1", " {} "])
@@ -507,6 +561,40 @@ def test_https_to_a_server_that_speaks_http(run: Run) -> None:
         thread.join(20)
     assert (result.out, result.status) == (b"", 3)
     assert result.err == f"xchat: 127.0.0.1:{port}: does not speak https\n"
+
+
+def test_plain_http_to_a_server_of_https(run: Run, authority: trustme.CA) -> None:
+    api = Api(tls=tls_for(authority, "127.0.0.1"))
+    result = run("Hi", env={"XCHAT_BASE_URL": f"http://{api.host}/v1"})
+    api.close()
+    assert (result.out, result.status, result.err.count("\n")) == (b"", 3, 1)
+    assert result.err.startswith(f"xchat: {api.host}: ")
+    assert not re.search(r"WRONG_VERSION|\\x|Errno|\(", result.err)
+
+
+def handshake_that_hangs(run: Run, *args: str) -> tuple[str, Result]:
+    def accept() -> None:
+        connection, _ = server.accept()
+        HANG(connection)
+        connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        thread = threading.Thread(target=accept, daemon=True)
+        thread.start()
+        result = run(*args, "Hi", env={"XCHAT_BASE_URL": f"https://{host}/v1"})
+        thread.join(20)
+    return host, result
+
+
+def test_a_handshake_that_hangs(run: Run) -> None:
+    host, result = handshake_that_hangs(run)
+    assert result == Result(b"", f"xchat: {host}: no secure connection within 10 s\n", 3)
+
+
+def test_a_handshake_that_hangs_until_the_deadline(run: Run) -> None:
+    host, result = handshake_that_hangs(run, "--timeout", "1")
+    assert result == Result(b"", f"xchat: {host}: no secure connection within 1 s\n", 3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems name the options differently")
