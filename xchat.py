@@ -2265,32 +2265,30 @@ class Command(click.Command):
                 formatter.write_dl(rows)
 
 
-class Number(click.ParamType):  # type: ignore[type-arg]
-    """A finite number in a range, whole or not."""
+# The types of the options, as click calls them.
 
-    name = "number"
 
-    def __init__(self, wanted: str, is_valid: Callable[[float], bool], *, kind: Any = float):
-        self.wanted, self.is_valid, self.kind = wanted, is_valid, kind
+def text_type(word: str) -> str:
+    """Return an argument as UTF-8, whatever the locale."""
+    try:
+        return as_text(word)
+    except BadInput as failure:
+        raise click.BadParameter(failure.message) from None
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+
+def number_type(
+    wanted: str, is_valid: Callable[[float], bool], kind: Callable[[str], float] = float
+) -> Callable[[Any], float]:
+    """Return what makes a finite number in a range of a word."""
+
+    def convert(word: Any) -> float:
         with contextlib.suppress(ValueError, OverflowError):
-            number = self.kind(str(value).replace("_", "?"))  # no 1_000
-            if math.isfinite(number) and self.is_valid(number):
+            number = kind(str(word).replace("_", "?"))  # no 1_000
+            if math.isfinite(number) and is_valid(number):
                 return number
-        return self.fail(f"expected {self.wanted}, not {value!r}", param, ctx)
+        raise click.BadParameter(f"expected {wanted}, not {word!r}")
 
-
-class Text(click.ParamType):  # type: ignore[type-arg]
-    """UTF-8, whatever the locale."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        try:
-            return as_text(value)
-        except BadInput as failure:
-            self.fail(failure.message, param, ctx)
+    return convert
 
 
 def not_empty(_ctx: Any, _param: Any, value: Any) -> Any:
@@ -2360,10 +2358,10 @@ def write_about(ctx: click.Context, option: click.Parameter, wanted: bool) -> No
 about = functools.partial(
     click.option, is_flag=True, is_eager=True, expose_value=False, callback=write_about
 )
-ZERO_TO_TWO = Number("a number from 0 to 2", lambda number: 0 <= number <= 2)
-SECONDS = Number("a number of seconds above 0", lambda number: number > 0)
-COUNT = Number("a whole number above 0", lambda number: number > 0, kind=int)
-COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kind=int)
+ZERO_TO_TWO = number_type("a number from 0 to 2", lambda number: 0 <= number <= 2)
+SECONDS = number_type("a number of seconds above 0", lambda number: number > 0)
+COUNT = number_type("a whole number above 0", lambda number: number > 0, int)
+COUNT_OR_0 = number_type("a whole number, 0 or more", lambda number: number >= 0, int)
 
 
 # fmt: off
@@ -2371,9 +2369,9 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
     cls=Command, add_help_option=False,
     epilog="Set XAI_API_KEY, or XAI_API_KEY_FILE, to give the API key. More: man xchat",
 )
-@click.argument("words", metavar="[PROMPT]...", nargs=-1, type=Text(),
+@click.argument("words", metavar="[PROMPT]...", nargs=-1, type=text_type,
                 shell_complete=complete_file)
-@click.option("-s", "--system", "systems", metavar="TEXT", multiple=True, type=Text(),
+@click.option("-s", "--system", "systems", metavar="TEXT", multiple=True, type=text_type,
               help="Add a system message (repeatable)")
 @click.option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
               callback=not_empty, help="Send this conversation file first (repeatable)")
@@ -2382,7 +2380,7 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
               callback=not_empty, help="Attach an image (JPEG, PNG, WebP; repeatable)")
 @click.option("-n", "--no-stdin", is_flag=True,
               help="Do not read standard input (for loops and cron)")
-@click.option("-m", "--model", metavar="NAME", type=Text(), callback=not_empty,
+@click.option("-m", "--model", metavar="NAME", type=text_type, callback=not_empty,
               help=f"Model to use [default: {MODEL}, or $XCHAT_MODEL]")
 @click.option("-t", "--temperature", metavar="NUMBER", type=ZERO_TO_TWO,
               help="Sampling temperature, from 0 to 2")
@@ -2390,7 +2388,7 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
               help="Limit the length of the reply to N tokens")
 @click.option("--schema", metavar="FILE|JSON", type=click.Path(), callback=not_empty,
               help="Request JSON that matches this JSON Schema")
-@click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, type=Text(),
+@click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, type=text_type,
               shell_complete=complete_file,
               help="Set a request field; also NAME=@FILE (repeatable)")
 @click.option("--dry-run", is_flag=True, help="Print the request without sending it")
@@ -2423,11 +2421,10 @@ def xchat(
     raw: bool,
     output: str | None,
     usage: bool,
-    quiet: bool,
-    verbose: bool,
     timeout: float,
     retries: int,
-    **request: Any,  # the options that become request fields
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     # fmt: on
     """Send a prompt to a chat model and print its reply. The prompt is standard input, the
@@ -2441,10 +2438,16 @@ def xchat(
     if verbose:
         sys.addaudithook(tell_sockets)
     output = None if output is None or output == "-" or fd_of(output) == 1 else output
-    inputs = [*files, *images, request["schema"], *map(file_in, request["params"])]
+    inputs = [*files, *images, schema, *map(file_in, params)]
     check_options(
+    model: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    schema: str | None,
+    params: tuple[str, ...],
         words, inputs, files=files, no_stdin=no_stdin, append=append,
-        output=output, stream=request["stream"], extract=extract, raw=raw,
+    stream: bool | None,
+        output=output, stream=stream, extract=extract, raw=raw,
     )  # fmt: skip
     server = None if dry_run else read_server()
     check_output(output)
@@ -2454,7 +2457,10 @@ def xchat(
 
     old_files = [path for path in files if not (append and is_new(path))]
     fields, history = read_conversations(old_files)
-    options = request_fields(**request)
+    options = request_fields(
+        model=model, temperature=temperature, max_tokens=max_tokens,
+        schema=schema, stream=stream, params=params,
+    )  # fmt: skip
     urls = [image_url(image) for image in images]
     is_asked = bool(history) and history[-1]["role"] == "user"
     no_stdin = no_stdin or any(path in STDIN_NAMES for path in inputs)
@@ -2462,8 +2468,9 @@ def xchat(
 
     first = [{"role": "system", "content": text} for text in systems]
     turn = prompt_messages(prompt, urls)
+    # check
     body = build_body(first + history + turn, fields=fields, options=options)
-    is_live = choose_stream(body, request["stream"], is_held=bool(output) or extract or raw)
+    is_live = choose_stream(body, stream, is_held=bool(output) or extract or raw)
     if exchange is None:
         write_out(output, encode_body(body) + b"\n")
         return
@@ -2476,7 +2483,8 @@ def xchat(
     failure = deliver(
         reply, failure, output=output,
         added=appended(files[0], turn, systems=first) if append else contextlib.nullcontext(),
-        is_live=is_live, extract=extract, has_schema=bool(request["schema"]),
+        is_live=is_live, extract=extract, has_schema=schema is not None,
+    # read
     )  # fmt: skip
     if usage:
         tell_usage(reply)
@@ -2485,6 +2493,7 @@ def xchat(
 
 
 # Main ----------------------------------------------------------------------------------------
+    # build
 
 
 def main() -> NoReturn:
@@ -2493,10 +2502,12 @@ def main() -> NoReturn:
     conceal(os.environ.get("XAI_API_KEY", "").strip(), "[the key]")  # options may hold it
     status = 0
     try:
+    # ask
         with interruptible():
             xchat.main(prog_name="xchat", standalone_mode=False)
     except click.ClickException as error:
         log.error(explain_usage(error) if isinstance(error, click.UsageError) else error.message)
+    # deliver
         status = error.exit_code
     except MemoryError:
         log.error("not enough memory")
