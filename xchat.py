@@ -13,7 +13,7 @@ The data passes the sections below in their order:
 
 Input becomes text in decode() and as_text(), a reply in add_event(); text becomes bytes in
 encode_body(), receive(), deliver() and appended().  Messages are the API's own JSON mappings all
-the way, checked once by check_message().  Over https the connection is begun before the prompt is
+the way, checked once by parse_message().  Over https the connection is begun before the prompt is
 read; see the comment above ask().  Whatever is expected to go wrong is a Failure, whose class
 carries the exit status; anything else that is raised is a bug.
 
@@ -494,6 +494,16 @@ def as_text(word: str) -> str:
 # Reading: the prompt -------------------------------------------------------------------------
 
 
+# What the prompt is:
+#
+#   arguments               standard input                      the prompt
+#   none                    anything                            standard input, to its end
+#   words                   terminal, device, socket, closed    the words
+#   words                   pipe or regular file                the words, a blank line, the input
+#   words and a lone "-"    anything                            the words, the input in place of "-"
+#   any, with -n            anything                            the words
+#
+# Input that is blank is left out, and so is the blank line.
 def read_prompt(words: Sequence[str], *, no_stdin: bool, is_asked: bool, timeout: float) -> str:
     """Return the words, standard input, or both, set off by a blank line; empty if all is blank.
 
@@ -571,10 +581,22 @@ FIELDS = set(
 
 CONVERSATION = ("system", "history", "messages")
 
-TALK = r"\b(role|user|assistant|system|history|messages)\b"  # a word that conversations have
+KNOWN_KEYS = {"role", "content", *ROLES, *CONVERSATION, *FIELDS}
+
+# a key that conversations have, where a key stands in JSON or YAML
+TALK = rf"""(?m)(?:^|[{{\[,-])[ \t]*["']?(?:{"|".join(sorted(KNOWN_KEYS))})["'\s]*:"""
 
 # -f is not for a text, as it is in other tools
 TEXT_ADVICE = '; to send plain text, use standard input, as in: xchat "Summarize" <notes.txt'
+
+
+class Conversation(NamedTuple):
+    """What a conversation file holds, all of it checked."""
+
+    value: Any  # as it stands in the file
+    is_json: bool  # or else YAML
+    fields: JSON  # of the request
+    messages: list[JSON]  # the short form {ROLE: text} written out
 
 
 def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
@@ -583,51 +605,54 @@ def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
     messages: list[JSON] = []
     for path in paths:
         with at(name_of(path)):
-            _value, more_fields, more_messages = parse_conversation(decode(read_file(path)))
-        warn_of_unknown(more_fields, place=name_of(path))
-        fields.update(more_fields)
-        messages.extend(more_messages)
+            conversation = parse_conversation(decode(read_file(path)))
+        warn_of_unknown(conversation.fields, place=name_of(path))
+        fields.update(conversation.fields)
+        messages.extend(conversation.messages)
     return fields, messages
 
 
-@functools.lru_cache(maxsize=1)  # -a reads the same text again
-def parse_conversation(text: str) -> tuple[Any, JSON, list[JSON]]:
-    """Return the value of a conversation file; its request fields and messages, all checked."""
+def parse_conversation(text: str) -> Conversation:
     try:
-        value = parse_text(text)
-    except BadInput as failure:
-        is_text = failure.message.startswith("not ") or not re.search(TALK, text)
-        raise BadInput(f"{failure.message}{TEXT_ADVICE if is_text else ''}") from None
-    return value, *split_conversation(value)
+        value, is_json = parse_json_or_yaml(text)
+        return Conversation(value, is_json, *split_conversation(value))
+    except (ValueError, BadInput) as error:
+        is_text = isinstance(error, ValueError) or not re.search(TALK, text)
+        raise BadInput(f"{error}{TEXT_ADVICE if is_text else ''}") from None
 
 
 def warn_of_unknown(fields: Iterable[str], *, place: str) -> None:
     unknown = [field for field in fields if field not in FIELDS]
     if unknown:
         what = "field" if len(unknown) == 1 else "fields"
-        names = ", ".join(field + did_you_mean(field, FIELDS, " ({})") for field in unknown[:3])
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        names = ", ".join(unknown[:3])
         log.warning(f"{place}: unknown request {what}, sent as given: {names}{more}")
 
 
 def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     """Return the request fields and the messages, the short form {ROLE: text} written out."""
     if isinstance(value, list):
-        return {}, check_messages(value)
+        return {}, parse_messages(value)
     if not isinstance(value, dict):
-        check_value(value)
         raise BadInput(
-            f"expected a list of messages, or a mapping with 'system' and 'history';"
-            f" found {show(value)}{TEXT_ADVICE}"
+            "expected a list of messages, or a mapping with 'system' and 'history';"
+            f" found {show(value)}"
         )
     if "role" in value:
         check_value([value])  # as deep as it is in the list that -a makes
-        return {}, check_messages([value])
+        return {}, parse_messages([value])
+    if value and not any(name in KNOWN_KEYS or misspelt(name) for name in value):
+        raise BadInput("not a conversation: it has no known key")
     if value.keys() == {"user"}:
         raise BadInput("'user' alone is a request field; a message is a list item: - user: ...")
     if "history" in value and "messages" in value:
         raise BadInput("'history' and 'messages' mean the same; use one of them")
     fields = {name: field for name, field in value.items() if name not in CONVERSATION}
+    for name, field in fields.items():
+        check_field_name(name)
+        with at(name):
+            check_value(field)
     messages = []
     if "system" in value:
         with at("system"):
@@ -636,16 +661,7 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
         messages.append({"role": "system", "content": value["system"]})
     for name in value.keys() & {"history", "messages"}:
         with at(name):
-            messages += check_messages(value[name])
-    is_known = bool(value.keys() & {*CONVERSATION, *FIELDS})
-    if is_known or len(fields) == 1:  # a single one may be a typo
-        for name in fields:
-            check_field_name(name)
-    if fields and not is_known:
-        raise BadInput(f"not a conversation: it has no known key{TEXT_ADVICE}")
-    for name, field in fields.items():
-        with at(name):
-            check_value(field)
+            messages += parse_messages(value[name])
     return fields, messages
 
 
@@ -654,44 +670,45 @@ def check_field_name(name: str) -> None:
     check_value(name)
     if name in ROLES and name not in FIELDS:
         raise BadInput(f"{name!r} is a role, not a request field; messages go under 'history'")
-    known = name if name in FIELDS else nearest(name, (*CONVERSATION, *FIELDS))
-    if known in CONVERSATION and known != name:
+    if known := misspelt(name):
         raise BadInput(f"unknown key {name!r}; did you mean {known!r}?")
 
 
-def check_messages(messages: Any) -> list[JSON]:
-    if not isinstance(messages, list):
-        check_value(messages)
-        raise BadInput(f"expected a list of messages, found {show(messages)}")
-    if len(messages) > EVENT_LIMIT // 4:
+def misspelt(name: str) -> str | None:
+    """Return the key of a conversation that one edit makes of the name."""
+    return nearest(name, CONVERSATION, closeness=0.83)
+
+
+def parse_messages(values: Any) -> list[JSON]:
+    if not isinstance(values, list):
+        raise BadInput(f"expected a list of messages, found {show(values)}")
+    if len(values) > EVENT_LIMIT // 4:
         raise BadInput(f"more than {EVENT_LIMIT // 4:,} messages")
-    checked = []
-    for number, message in enumerate(messages, start=1):
+    messages = []
+    for number, value in enumerate(values, start=1):
         with at(f"message {number}"):
-            check_value(message)
-            checked.append(check_message(message))
-    return checked
+            check_value(value)
+            messages.append(parse_message(value))
+    return messages
 
 
-def check_message(message: Any) -> Any:
+def parse_message(value: Any) -> JSON:
     """Return the message, the short form {ROLE: text} written out."""
-    if not isinstance(message, dict):
-        advice = TEXT_ADVICE if isinstance(message, str) else ""
-        raise BadInput(f"expected {{role: ..., content: ...}}, found {show(message)}{advice}")
-    if len(message) == 1 and not message.keys() & {"role", "content"}:
-        ((role, content),) = message.items()
+    if not isinstance(value, dict):
+        raise BadInput(f"expected {{role: ..., content: ...}}, found {show(value)}")
+    message = value
+    if len(value) == 1 and not value.keys() & {"role", "content"}:
+        ((role, content),) = value.items()
         message = {"role": role, "content": content}
-    require("role", message, advice=TEXT_ADVICE if len(message) > 1 else "")
-    role = message["role"]
+    role = require("role", message)
     if role not in ROLES:
-        hint = isinstance(role, str) and did_you_mean(role, ROLES)
-        hint = hint or f"; expected one of {', '.join(ROLES)}"
-        raise BadInput(f"unknown role {show(role)}{hint}")
-    if role == "assistant" and message.get("tool_calls") and message.get("content") is None:
-        return message
-    require("content", message)
-    with at("content"):
-        check_content(message["content"])
+        near = nearest(role, ROLES) if isinstance(role, str) else None
+        hint = f"did you mean {near!r}?" if near else f"expected one of {', '.join(ROLES)}"
+        raise BadInput(f"unknown role {show(role)}; {hint}")
+    content = require("content", message, is_optional=role == "assistant")
+    if content is not None or role != "assistant":
+        with at("content"):
+            check_content(content)
     return message
 
 
@@ -708,15 +725,15 @@ def check_part(part: Any) -> None:
     """Check a content part, ContentPart in the API's OpenAPI document."""
     if not isinstance(part, dict):
         raise BadInput(f"expected {{type: text, text: ...}}, found {show(part)}")
-    require("type", part)
-    if part["type"] == "text":
-        require("text", part)
+    kind = require("type", part)
+    if kind == "text":
+        text = require("text", part)
         with at("text"):
-            check_text(part["text"])
-    if part["type"] == "image_url":
-        require("image_url", part)
-        if not isinstance(part["image_url"], dict):
-            raise BadInput(f"image_url: expected {{url: ...}}, found {show(part['image_url'])}")
+            check_text(text)
+    if kind == "image_url":
+        image = require("image_url", part)
+        if not isinstance(image, dict):
+            raise BadInput(f"image_url: expected {{url: ...}}, found {show(image)}")
 
 
 def check_text(value: Any) -> None:
@@ -751,24 +768,22 @@ def check_value(value: Any, depth: int = 0) -> None:
         raise BadInput(f"YAML reads {value} as a date; quote it")
 
 
-def require(key: str, mapping: JSON, *, advice: str = "") -> None:
-    """Refuse a mapping without the key; a misspelt one is pointed out, or else the advice given."""
+def require(key: str, mapping: JSON, *, is_optional: bool = False) -> Any:
+    """Return the value of a key, None for one that may be missing and is not just misspelt."""
     if key not in mapping:
         wrong = next((other for other in mapping if nearest(other, [key])), None)
-        hint = f"; is {wrong!r} a typo?" if wrong else advice
-        raise BadInput(f"{key!r} is missing{hint}")
+        if wrong or not is_optional:
+            hint = f"; is {wrong!r} a typo?" if wrong else ""
+            raise BadInput(f"{key!r} is missing{hint}")
+    return mapping.get(key)
 
 
-def nearest(word: Any, known: Iterable[str]) -> str | None:
+def nearest(word: Any, known: Iterable[str], *, closeness: float = 0.68) -> str | None:
+    """Return the known word that is most like the word, if any is as close as that."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(str(word)[:50], [*known], n=1)), None)
-
-
-def did_you_mean(word: Any, known: Iterable[str], form: str = "; {}") -> str:
-    """Return "; did you mean 'that'?" where a known word is near, else an empty string."""
-    match = nearest(word, known)
-    return form.format(f"did you mean {match!r}?") if match else ""
+    found = difflib.get_close_matches(str(word)[:50], [*known], n=1, cutoff=closeness)
+    return next(iter(found), None)
 
 
 def show(value: Any) -> str:
@@ -792,25 +807,37 @@ STRING_OR_TRAILING_COMMA = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?|,(?=\s*[\]}])'
 
 def parse_text(text: str) -> Any:
     """Return the value of a text in JSON or YAML; several JSON values are a list."""
+    try:
+        return parse_json_or_yaml(text)[0]
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+
+
+def parse_json_or_yaml(text: str) -> tuple[Any, bool]:
+    """Return the value of a text, and whether it is JSON.
+
+    Raise ValueError where it is neither, BadInput for what is not accepted.
+    """
     if not text.strip():
         raise BadInput("empty; expected JSON or YAML")
-    is_json = re.match(SEEMS_JSON, text)
     try:
-        return parse_json(text)
+        return parse_json(text), True
     except RecursionError:
         raise BadInput(TOO_DEEP) from None
     except json.JSONDecodeError as error:
         json_error = f"line {error.lineno}, column {error.colno}: {error.msg.lower()}"
     except (ValueError, BadInput) as error:
         json_error = str(error)
-    for match in re.finditer(STRING_OR_TRAILING_COMMA, text) if is_json else ():
+    seems_json = re.match(SEEMS_JSON, text)
+    for match in re.finditer(STRING_OR_TRAILING_COMMA, text) if seems_json else ():
         if re.search(r"[\r\n]", match[0].rstrip()) and match[0] != ",":  # YAML would fold it
             line = text.count("\n", 0, match.start()) + 1
             raise BadInput(f"line {line}: a line break in a string; write \\n")
     try:
-        return parse_yaml(text)
+        return parse_yaml(text), False
     except ValueError as error:
-        raise BadInput(f"not JSON: {json_error}" if is_json else f"not YAML: {error}") from None
+        wrong = f"not JSON: {json_error}" if seems_json else f"not YAML: {error}"
+        raise ValueError(wrong) from None
 
 
 def unique(pairs: list[tuple[str, Any]]) -> JSON:
@@ -2178,26 +2205,26 @@ def add_messages(text: str, turn: list[JSON], *, path: str) -> str:
     They are lines at its end where that is read as what it should be; else the text is written
     anew, in which comments are lost.
     """
-    value, fields, messages = parse_conversation(text)
-    for new in ways_to_add(text, value, turn):
+    old = parse_conversation(text)
+    for new in ways_to_add(text, old, turn):
         if 0 < text.count("\n") == text.count("\r\n"):
             new = new.replace("\r\n", "\n").replace("\n", "\r\n")
         with contextlib.suppress(Failure):
-            if split_conversation(parse_text(new)) == (fields, messages + turn):
-                has_comments = text.count("#") > json.dumps(value).count("#")
+            if split_conversation(parse_text(new)) == (old.fields, old.messages + turn):
+                has_comments = text.count("#") > json.dumps(old.value).count("#")
                 if has_comments and not new.startswith(text):
                     log.warning(f"{path}: rewritten to append the turn; its comments are lost")
                 return new
     raise BadReply("the result could not be read back")
 
 
-def ways_to_add(text: str, value: Any, turn: list[JSON]) -> Iterator[str]:
+def ways_to_add(text: str, old: Conversation, turn: list[JSON]) -> Iterator[str]:
     """Yield the text with more messages at its end, then the value written anew."""
     end = "" if text.endswith("\n") else "\n"
-    anew = with_messages(value, turn)
-    try:
-        parse_json(text)
-    except (ValueError, RecursionError):
+    value = old.value
+    if old.is_json:
+        yield text + end + json_lines(turn)
+    else:
         heading = (
             r"^(?:messages|history):.*\n(?:[ \t]*(?:#.*)?\r?\n)*"
             if isinstance(value, dict)
@@ -2210,9 +2237,7 @@ def ways_to_add(text: str, value: Any, turn: list[JSON]) -> Iterator[str]:
         elif isinstance(value, dict):
             yield f"{text}{end}history:\n{lines}"
         yield to_yaml(with_messages(value, short(turn)))
-    else:
-        yield text + end + json_lines(turn)
-    yield json.dumps(anew, ensure_ascii=False, indent=2) + "\n"
+    yield json.dumps(with_messages(value, turn), ensure_ascii=False, indent=2) + "\n"
 
 
 def with_messages(value: Any, turn: list[JSON]) -> Any:
@@ -2416,7 +2441,13 @@ def xchat(
     append: bool,
     images: tuple[str, ...],
     no_stdin: bool,
+    model: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    schema: str | None,
+    params: tuple[str, ...],
     dry_run: bool,
+    stream: bool | None,
     extract: bool,
     raw: bool,
     output: str | None,
@@ -2434,19 +2465,14 @@ def xchat(
       cat article.txt | xchat -s "Summarize"
       while read -r line; do xchat -n -- "$line"; done <list
     """
+    # check
     log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
     if verbose:
         sys.addaudithook(tell_sockets)
     output = None if output is None or output == "-" or fd_of(output) == 1 else output
     inputs = [*files, *images, schema, *map(file_in, params)]
     check_options(
-    model: str | None,
-    temperature: float | None,
-    max_tokens: int | None,
-    schema: str | None,
-    params: tuple[str, ...],
         words, inputs, files=files, no_stdin=no_stdin, append=append,
-    stream: bool | None,
         output=output, stream=stream, extract=extract, raw=raw,
     )  # fmt: skip
     server = None if dry_run else read_server()
@@ -2455,6 +2481,7 @@ def xchat(
         check_output(files[0])
     exchange = Exchange(server) if server else None
 
+    # read
     old_files = [path for path in files if not (append and is_new(path))]
     fields, history = read_conversations(old_files)
     options = request_fields(
@@ -2466,25 +2493,26 @@ def xchat(
     no_stdin = no_stdin or any(path in STDIN_NAMES for path in inputs)
     prompt = read_prompt(words, no_stdin=no_stdin, is_asked=is_asked, timeout=timeout)
 
+    # build
     first = [{"role": "system", "content": text} for text in systems]
     turn = prompt_messages(prompt, urls)
-    # check
     body = build_body(first + history + turn, fields=fields, options=options)
     is_live = choose_stream(body, stream, is_held=bool(output) or extract or raw)
     if exchange is None:
         write_out(output, encode_body(body) + b"\n")
         return
 
+    # ask
     reply = Reply(exchange.server.host, keep_body=raw)
     texts = ask(exchange, body, reply, timeout=timeout, retries=retries)
     failure = receive(texts, is_live=is_live)
 
+    # deliver
     turn.append({"role": "assistant", "content": reply.text})
     failure = deliver(
         reply, failure, output=output,
         added=appended(files[0], turn, systems=first) if append else contextlib.nullcontext(),
         is_live=is_live, extract=extract, has_schema=schema is not None,
-    # read
     )  # fmt: skip
     if usage:
         tell_usage(reply)
@@ -2493,7 +2521,6 @@ def xchat(
 
 
 # Main ----------------------------------------------------------------------------------------
-    # build
 
 
 def main() -> NoReturn:
@@ -2502,12 +2529,10 @@ def main() -> NoReturn:
     conceal(os.environ.get("XAI_API_KEY", "").strip(), "[the key]")  # options may hold it
     status = 0
     try:
-    # ask
         with interruptible():
             xchat.main(prog_name="xchat", standalone_mode=False)
     except click.ClickException as error:
         log.error(explain_usage(error) if isinstance(error, click.UsageError) else error.message)
-    # deliver
         status = error.exit_code
     except MemoryError:
         log.error("not enough memory")

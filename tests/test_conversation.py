@@ -99,6 +99,10 @@ def test_messages_are_sent_as_given(api: Api, run: Run, file: File) -> None:
         USER,
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "assistant", "tool_calls": [call]},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "assistant", "content": None, "refusal": "No."},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "reasoning_content": "Hm."},
         {"role": "tool", "content": "42", "tool_call_id": "1"},
         {"role": "function", "content": "", "name": "f"},
         {"role": "developer", "content": [], "x": {"y": [1, 2.5, None, True]}},
@@ -242,10 +246,7 @@ BAD = [
     ("- user: {a: b}", "message 1: content: expected text, found a mapping"),
     ('[{"role": "user", "content": 42}]', "message 1: content: read as 42, not as text; quote it"),
     ('[{"role": "user", "content": null}]', "message 1: content: expected text, found nothing"),
-    (
-        '[{"role": "assistant", "content": null}]',
-        "message 1: content: expected text, found nothing",
-    ),
+    ("- {role: assistant, contnet: hi}", "message 1: 'content' is missing; is 'contnet' a typo?"),
     ("system: yes", "system: read as true, not as text; quote it"),
     ("system: [a]", 'system: part 1: expected {type: text, text: ...}, found "a"'),
     ("- user: [{text: hi}]", "message 1: content: part 1: 'type' is missing"),
@@ -373,8 +374,8 @@ def test_a_bad_file_is_one_line_that_says_where(
 
 
 def test_a_bad_file_ends_in_status_2_and_nothing_is_sent(api: Api, run: Run, file: File) -> None:
-    result = run("-f", file("- usr: hi", "my file"), "hi")
-    message = "xchat: my file: message 1: unknown role \"usr\"; did you mean 'user'?\n"
+    result = run("-f", file("- user: a\n- usr: hi", "my file"), "hi")
+    message = "xchat: my file: message 2: unknown role \"usr\"; did you mean 'user'?\n"
     assert result == Result(b"", message, 2)
     assert api.requests == []
 
@@ -386,8 +387,7 @@ def test_an_unknown_field_is_sent_with_a_warning(api: Api, run: Run, file: File)
     result = run("-f", name, "hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
     assert result.err.splitlines() == [
-        "xchat: c: unknown request fields, sent as given:"
-        " temprature (did you mean 'temperature'?), zzz"
+        "xchat: c: unknown request fields, sent as given: temprature, zzz"
     ]
     assert run("-q", "-f", name, "hi") == Result(b"Hello\n", "", 0)
     for request in api.requests:
