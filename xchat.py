@@ -1095,15 +1095,20 @@ def build_body(messages: list[JSON], *, fields: JSON, options: JSON) -> JSON:
 #   elsewhere        stream, live     no stream     no stream          as it says, live
 #   -x, -o           stream           no stream     no stream          as it says
 #   --json           is an error      no stream     no stream          as it says
-def choose_stream(body: JSON, option: bool | None, *, is_held: bool) -> bool:
+#
+# A stream tells its usage only if it is asked to, which not every server understands; so -u alone
+# asks.
+def choose_stream(body: JSON, option: bool | None, *, is_held: bool, usage: bool) -> bool:
     """Ask for a stream or not; return whether the text is written live."""
     if option or (option is None and "stream" not in body and os.isatty(1) and not is_held):
         body["stream"] = True
-        body.setdefault("stream_options", {"include_usage": True})
     elif option is False:
         body.pop("stream", None)
         body.pop("stream_options", None)
-    return bool(body.get("stream")) and not is_held
+    is_stream = bool(body.get("stream"))
+    if is_stream and usage:
+        body.setdefault("stream_options", {"include_usage": True})
+    return is_stream and not is_held
 
 
 def encode_body(body: JSON) -> bytes:
@@ -2497,7 +2502,9 @@ def xchat(
     first = [{"role": "system", "content": text} for text in systems]
     turn = prompt_messages(prompt, urls)
     body = build_body(first + history + turn, fields=fields, options=options)
-    is_live = choose_stream(body, stream, is_held=bool(output) or extract or raw)
+    is_live = choose_stream(
+        body, stream, is_held=bool(output) or extract or raw, usage=usage
+    )
     if exchange is None:
         write_out(output, encode_body(body) + b"\n")
         return
