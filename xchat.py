@@ -315,12 +315,16 @@ def read_key() -> str:
         with at(name), at(path), open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             key = file.readline(BLOCK).decode("latin-1").strip()
-        if stat.S_ISREG(mode) and mode & 0o044:
+            if not key:
+                raise BadInput("the first line is blank; the key belongs there")
+        if stat.S_ISREG(mode) and mode & 0o004:  # a group may be what gives it to a service
             log.warning(f"{name}: {path}: other users can read the key; chmod 600 protects it")
     if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
         raise BadInput(f"{name}: the key is in quotation marks; remove them")
     if re.match(r"bearer\s", key, re.IGNORECASE):
         raise BadInput(f"{name}: the key begins with 'Bearer '; remove that")
+    if re.match(r"(export\s+)?[A-Za-z_]\w*=[^=]", key):  # "=" at the end may be a key's own
+        raise BadInput(f"{name}: the key begins with 'NAME='; remove that")
     if re.search(NOT_GRAPHIC, key):
         raise BadInput(f"{name}: the key {HAS_NOT_GRAPHIC}")
     conceal(key, "[the key]")
@@ -445,8 +449,6 @@ def read_stdin(*, advice: str = "", timeout: float = math.inf) -> bytearray:
         delay = min(HINT_DELAY, timeout)
         if not select.select([stdin], [], [], delay)[0]:
             if timeout > delay:
-                if os.isatty(2):  # another xchat of the pipeline may have a status line there
-                    write_error(ERASE_LINE)
                 log.warning(f"still waiting for standard input{advice}")
             left = None if timeout == math.inf else min(timeout - delay, 1e6)
             if not select.select([stdin], [], [], left)[0]:
@@ -468,19 +470,32 @@ def read_bytes(file: io.FileIO) -> bytearray:
 
 def decode(data: bytes | bytearray) -> str:
     """Return UTF-8 as text without a leading byte-order mark; refuse anything else."""
-    nul = data.find(0)
     try:
         text = data.decode()
+        if 0 not in data:
+            return text.removeprefix("\ufeff")
+        place = f"NUL at byte {data.index(0)}"
     except UnicodeDecodeError as error:
         place = f"not UTF-8 at byte {error.start}"
-        is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        if nul >= 0 and not is_utf16:
-            raise BadInput(f"binary data, not text: {place}") from None
-        charset = "UTF-16" if is_utf16 else "ISO-8859-1"
-        raise BadInput(f"{place}; convert it, as in: iconv -f {charset} -t UTF-8") from None
-    if nul >= 0:
-        raise BadInput(f"binary data, not text: NUL at byte {nul}")
-    return text.removeprefix("\ufeff")
+    charset = likely_charset(data)
+    if charset:
+        raise BadInput(f"{place}; convert it, as in: iconv -f {charset} -t UTF-8")
+    raise BadInput(f"binary data, not text: {place}")
+
+
+def likely_charset(data: bytes | bytearray) -> str:
+    """Return what iconv may read as text that is not UTF-8; empty for binary data."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    zeros = [data[half:1000:2].count(0) for half in (0, 1)]
+    if 0 in zeros and max(zeros) * 4 > len(data[:1000]):  # every other byte, as in Latin letters
+        return "UTF-16LE" if zeros[1] else "UTF-16BE"
+    if 0 in data:
+        return ""
+    text = data.decode(errors="replace")
+    wrong = text.count("\ufffd")
+    right = len(text) - len(text.encode("ascii", "ignore")) - wrong
+    return "UTF-8 -c" if right >= wrong else "ISO-8859-1"  # -c leaves out what is wrong
 
 
 def as_text(word: str) -> str:
@@ -504,29 +519,33 @@ def as_text(word: str) -> str:
 #   any, with -n            anything                            the words
 #
 # Input that is blank is left out, and so is the blank line.
-def read_prompt(words: Sequence[str], *, no_stdin: bool, is_asked: bool, timeout: float) -> str:
+def read_prompt(
+    words: Sequence[str], *, unread: str, history: list[JSON], has_image: bool, timeout: float
+) -> str:
     """Return the words, standard input, or both, set off by a blank line; empty if all is blank.
 
-    is_asked: the conversation ends with a question, for which no terminal is read.  Words need not
-    wait more than timeout seconds for the first byte of standard input.
+    unread says why standard input is not to be read, if it is not.  Words need not wait more than
+    timeout seconds for its first byte.  Without a prompt there must be something else to ask.
     """
-    place = words.index("-") if "-" in words and not no_stdin else len(words)
+    roles = [message["role"] for message in history]
+    place = words.index("-") if "-" in words and not unread else len(words)
     parts = [" ".join(words[:place]), " ".join(words[place + 1 :])]
     has_words = any(part.strip() for part in parts)
-    if words and "-" not in words and not stdin_is_pipe_or_file():
-        no_stdin = True
-    if is_asked and not words and sys.stdin is not None and os.isatty(0):
-        no_stdin = True
-    if not no_stdin:
+    if words:
+        is_left = "-" not in words and not stdin_is_pipe_or_file()
+    else:  # a conversation that ends with a question needs no typing
+        is_left = roles[-1:] == ["user"] and sys.stdin is not None and os.isatty(0)
+    if not (unread or is_left):
         advice, limit = ("; use -n to ignore it", timeout) if has_words else ("", math.inf)
         with at("standard input"):
             parts.insert(1, decode(read_stdin(advice=advice, timeout=limit)))
         if has_words and not parts[1].strip() and stdin_is_pipe_or_file():
-            log.warning(
-                "standard input was empty; only the arguments are sent"
-                " (2>&1 would include error messages)"
-            )
-    return "\n\n".join(part for part in parts if part.strip())
+            log.warning(f"standard input was empty; only the arguments are sent{advice}")
+    prompt = "\n\n".join(part for part in parts if part.strip())
+    if not (prompt or has_image or "user" in roles):
+        why = "the arguments are blank" if is_left else "standard input was empty"
+        raise BadInput(f"no prompt: {unread or why}")
+    return prompt
 
 
 def stdin_is_pipe_or_file() -> bool:
@@ -1078,8 +1097,6 @@ def build_body(messages: list[JSON], *, fields: JSON, options: JSON) -> JSON:
 
     fields are those of the files, options those of the command line, which win.
     """
-    if not any(message["role"] == "user" for message in messages):
-        raise BadInput("no prompt; pass it as arguments or on standard input")
     if TOKEN_LIMITS & options.keys():
         fields = {name: fields[name] for name in fields if name not in TOKEN_LIMITS}
     with at("XCHAT_MODEL"):
@@ -2494,9 +2511,12 @@ def xchat(
         schema=schema, stream=stream, params=params,
     )  # fmt: skip
     urls = [image_url(image) for image in images]
-    is_asked = bool(history) and history[-1]["role"] == "user"
-    no_stdin = no_stdin or any(path in STDIN_NAMES for path in inputs)
-    prompt = read_prompt(words, no_stdin=no_stdin, is_asked=is_asked, timeout=timeout)
+    is_taken = any(path in STDIN_NAMES for path in inputs)
+    prompt = read_prompt(
+        words, history=history, has_image=bool(urls), timeout=timeout,
+        unread="-n leaves standard input unread" if no_stdin
+        else "standard input was read as a file" if is_taken else "",
+    )  # fmt: skip
 
     # build
     first = [{"role": "system", "content": text} for text in systems]
