@@ -487,10 +487,11 @@ def likely_charset(data: bytes | bytearray) -> str:
     """Return what iconv may read as text that is not UTF-8; empty for binary data."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
-    zeros = [data[half:1000:2].count(0) for half in (0, 1)]
-    if 0 in zeros and max(zeros) * 4 > len(data[:1000]):  # every other byte, as in Latin letters
-        return "UTF-16LE" if zeros[1] else "UTF-16BE"
     if 0 in data:
+        zeros = [data[half:1000:2].count(0) for half in (0, 1)]
+        is_text = not re.search(rb"[\1-\b\x0e-\x1f]", data[:1000])
+        if is_text and 0 in zeros and max(zeros) * 4 > len(data[:1000]):  # half of Latin letters
+            return "UTF-16LE" if zeros[1] else "UTF-16BE"
         return ""
     text = data.decode(errors="replace")
     wrong = text.count("\ufffd")
@@ -600,6 +601,8 @@ FIELDS = set(
 
 CONVERSATION = ("system", "history", "messages")
 
+ELSEWHERE = ("choices", "input", "instructions", "prompt", "contents")  # other APIs have it there
+
 KNOWN_KEYS = {"role", "content", *ROLES, *CONVERSATION, *FIELDS}
 
 # a key that conversations have, where a key stands in JSON or YAML
@@ -623,21 +626,25 @@ def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
     fields: JSON = {}
     messages: list[JSON] = []
     for path in paths:
+        with at(f"-f {path}"):
+            data = read_file(path)
         with at(name_of(path)):
-            conversation = parse_conversation(decode(read_file(path)))
+            advice = "; to send plain text, drop '-f -'" if path == "-" else TEXT_ADVICE
+            conversation = parse_conversation(decode(data), advice=advice)
         warn_of_unknown(conversation.fields, place=name_of(path))
         fields.update(conversation.fields)
         messages.extend(conversation.messages)
     return fields, messages
 
 
-def parse_conversation(text: str) -> Conversation:
+def parse_conversation(text: str, *, advice: str = "") -> Conversation:
+    """Return the conversation, or raise BadInput, with the advice where it seems none at all."""
     try:
         value, is_json = parse_json_or_yaml(text)
         return Conversation(value, is_json, *split_conversation(value))
     except (ValueError, BadInput) as error:
         is_text = isinstance(error, ValueError) or not re.search(TALK, text)
-        raise BadInput(f"{error}{TEXT_ADVICE if is_text else ''}") from None
+        raise BadInput(f"{error}{advice if is_text else ''}") from None
 
 
 def warn_of_unknown(fields: Iterable[str], *, place: str) -> None:
@@ -661,6 +668,10 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     if "role" in value:
         check_value([value])  # as deep as it is in the list that -a makes
         return {}, parse_messages([value])
+    is_listed = bool(value.keys() & {"history", "messages"})
+    for name in ELSEWHERE:
+        if name in value and not is_listed:
+            raise BadInput(f"messages go under 'history', not under {name!r}")
     if value and not any(name in KNOWN_KEYS or misspelt(name) for name in value):
         raise BadInput("not a conversation: it has no known key")
     if value.keys() == {"user"}:
@@ -715,6 +726,8 @@ def parse_message(value: Any) -> JSON:
     """Return the message, the short form {ROLE: text} written out."""
     if not isinstance(value, dict):
         raise BadInput(f"expected {{role: ..., content: ...}}, found {show(value)}")
+    if "role" not in value and value.keys() & {"history", "messages"}:
+        raise BadInput("a conversation of its own; a file holds one conversation")
     message = value
     if len(value) == 1 and not value.keys() & {"role", "content"}:
         ((role, content),) = value.items()
@@ -819,9 +832,11 @@ def show(value: Any) -> str:
 
 SEEMS_JSON = r'[\s\[{]*[\[{]\s*(["\]}]|\Z)'  # begins as a list or mapping of JSON, not of YAML
 
-# strings, in which no comma counts, and commas before a closing bracket: the API's guide prints a
-# conversation with one, and with and without a comma between two messages
-STRING_OR_TRAILING_COMMA = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?|,(?=\s*[\]}])'
+STRING = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?'  # in which no comma and no bracket counts
+
+# commas before a closing bracket: the API's guide prints a conversation with one, and with and
+# without a comma between two messages
+STRING_OR_TRAILING_COMMA = STRING + r"|,(?=\s*[\]}])"
 
 
 def parse_text(text: str) -> Any:
@@ -859,6 +874,18 @@ def parse_json_or_yaml(text: str) -> tuple[Any, bool]:
         raise ValueError(wrong) from None
 
 
+def check_nesting(text: str, start: int) -> None:
+    """Raise RecursionError if the JSON that begins there is too deep; json's own limit varies."""
+    depth = 0
+    if text[start : start + 1] in ("[", "{"):
+        for token in re.compile(STRING + r"|[\[\]{}]").finditer(text, start):
+            depth += (token[0] in "[{") - (token[0] in "]}")
+            if depth > NESTING_LIMIT:
+                raise RecursionError
+            if not depth:
+                return
+
+
 def unique(pairs: list[tuple[str, Any]]) -> JSON:
     """Return the mapping, or raise BadInput if it has a key twice."""
     mapping: JSON = {}
@@ -876,6 +903,7 @@ def load_json(text: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
     try:
+        check_nesting(text.lstrip(), 0)
         return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
         raise BadInput(TOO_DEEP) from None
@@ -889,6 +917,7 @@ def parse_json(text: str) -> Any:
     values = []
     end = len(text) - len(text.lstrip())
     while end < len(text):
+        check_nesting(text, end)
         try:
             value, end = decoder.raw_decode(text, end)
         except json.JSONDecodeError:
@@ -916,7 +945,7 @@ def parse_yaml(text: str) -> Any:
         line = text.count("\n", 0, tag.start()) + 1
         raise BadInput(f"line {line}: %TAG is not accepted; remove it")
     events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    events = itertools.islice(events, EVENT_LIMIT)
+    events = (refuse_cut(event, text) for event in itertools.islice(events, EVENT_LIMIT))
     try:
         next(events)  # the start of the stream
         if not isinstance(next(events), yaml.DocumentStartEvent):
@@ -968,6 +997,17 @@ def build_value(event: Any, events: Iterator[Any], depth: int = 0) -> Any:
             raise not_accepted(event, f"duplicate key {key!r}")
         mapping[key] = build_value(next(events), events, depth + 1)
     return mapping
+
+
+CUT = re.compile(r"[ \t]*[ \t](#+[^\s#][^\r\n]*)")
+
+
+def refuse_cut(event: Any, text: str) -> Any:
+    """Return the event, unless it is a plain text whose rest YAML takes for a comment."""
+    cut = not getattr(event, "style", "-") and CUT.match(text, event.end_mark.index)
+    if cut and (event.value == "" or isinstance(build_scalar(event), str)):
+        raise not_accepted(event, f"YAML takes {show(cut[1])} for a comment; quote the text")
+    return event
 
 
 LONG_NUMBER = 1000  # characters; the time for a number like 1:1:1 grows as its square
