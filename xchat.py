@@ -13,7 +13,7 @@ The data passes the sections below in their order:
 
 Input becomes text in decode() and as_text(), a reply in add_event(); text becomes bytes in
 encode_body(), receive(), deliver() and appended().  Messages are the API's own JSON mappings all
-the way, checked once by check_message().  Over https the connection is begun before the prompt is
+the way, checked once by parse_message().  Over https the connection is begun before the prompt is
 read; see the comment above ask().  Whatever is expected to go wrong is a Failure, whose class
 carries the exit status; anything else that is raised is a bug.
 
@@ -347,12 +347,16 @@ def read_key() -> str:
         with at(name), at(path), open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             key = file.readline(BLOCK).decode("latin-1").strip()
-        if stat.S_ISREG(mode) and mode & 0o044:
+            if not key:
+                raise BadInput("the first line is blank; the key belongs there")
+        if stat.S_ISREG(mode) and mode & 0o004:  # a group may be what gives it to a service
             log.warning(f"{name}: {path}: other users can read the key; chmod 600 protects it")
     if key[:1] in ("'", '"') or key[-1:] in ("'", '"'):
         raise BadInput(f"{name}: the key is in quotation marks; remove them")
     if re.match(r"bearer\s", key, re.IGNORECASE):
         raise BadInput(f"{name}: the key begins with 'Bearer '; remove that")
+    if re.match(r"(export\s+)?[A-Za-z_]\w*=[^=]", key):  # "=" at the end may be a key's own
+        raise BadInput(f"{name}: the key begins with 'NAME='; remove that")
     if re.search(NOT_GRAPHIC, key):
         raise BadInput(f"{name}: the key {HAS_NOT_GRAPHIC}")
     conceal(key, "[the key]")
@@ -512,19 +516,33 @@ def read_bytes(file: io.FileIO) -> bytearray:
 
 def decode(data: bytes | bytearray) -> str:
     """Return UTF-8 as text without a leading byte-order mark; refuse anything else."""
-    nul = data.find(0)
     try:
         text = data.decode()
+        if 0 not in data:
+            return text.removeprefix("\ufeff")
+        place = f"NUL at byte {data.index(0)}"
     except UnicodeDecodeError as error:
         place = f"not UTF-8 at byte {error.start}"
-        is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        if nul >= 0 and not is_utf16:
-            raise BadInput(f"binary data, not text: {place}") from None
-        charset = "UTF-16" if is_utf16 else "ISO-8859-1"
-        raise BadInput(f"{place}; convert it, as in: iconv -f {charset} -t UTF-8") from None
-    if nul >= 0:
-        raise BadInput(f"binary data, not text: NUL at byte {nul}")
-    return text.removeprefix("\ufeff")
+    charset = likely_charset(data)
+    if charset:
+        raise BadInput(f"{place}; convert it, as in: iconv -f {charset} -t UTF-8")
+    raise BadInput(f"binary data, not text: {place}")
+
+
+def likely_charset(data: bytes | bytearray) -> str:
+    """Return what iconv may read as text that is not UTF-8; empty for binary data."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    if 0 in data:
+        zeros = [data[half:1000:2].count(0) for half in (0, 1)]
+        is_text = not re.search(rb"[\1-\b\x0e-\x1f]", data[:1000])
+        if is_text and 0 in zeros and max(zeros) * 4 > len(data[:1000]):  # half of Latin letters
+            return "UTF-16LE" if zeros[1] else "UTF-16BE"
+        return ""
+    text = data.decode(errors="replace")
+    wrong = text.count("\ufffd")
+    right = len(text) - len(text.encode("ascii", "ignore")) - wrong
+    return "UTF-8 -c" if right >= wrong else "ISO-8859-1"  # -c leaves out what is wrong
 
 
 def as_text(word: str) -> str:
@@ -538,29 +556,43 @@ def as_text(word: str) -> str:
 # Reading: the prompt -------------------------------------------------------------------------
 
 
-def read_prompt(words: Sequence[str], *, no_stdin: bool, is_asked: bool, timeout: float) -> str:
+# What the prompt is:
+#
+#   arguments               standard input                      the prompt
+#   none                    anything                            standard input, to its end
+#   words                   terminal, device, socket, closed    the words
+#   words                   pipe or regular file                the words, a blank line, the input
+#   words and a lone "-"    anything                            the words, the input in place of "-"
+#   any, with -n            anything                            the words
+#
+# Input that is blank is left out, and so is the blank line.
+def read_prompt(
+    words: Sequence[str], *, unread: str, history: list[JSON], has_image: bool, timeout: float
+) -> str:
     """Return the words, standard input, or both, set off by a blank line; empty if all is blank.
 
-    is_asked: the conversation ends with a question, for which no terminal is read.  Words need not
-    wait more than timeout seconds for the first byte of standard input.
+    unread says why standard input is not to be read, if it is not.  Words need not wait more than
+    timeout seconds for its first byte.  Without a prompt there must be something else to ask.
     """
-    place = words.index("-") if "-" in words and not no_stdin else len(words)
+    roles = [message["role"] for message in history]
+    place = words.index("-") if "-" in words and not unread else len(words)
     parts = [" ".join(words[:place]), " ".join(words[place + 1 :])]
     has_words = any(part.strip() for part in parts)
-    if words and "-" not in words and not stdin_is_pipe_or_file():
-        no_stdin = True
-    if is_asked and not words and sys.stdin is not None and os.isatty(0):
-        no_stdin = True
-    if not no_stdin:
+    if words:
+        is_left = "-" not in words and not stdin_is_pipe_or_file()
+    else:  # a conversation that ends with a question needs no typing
+        is_left = roles[-1:] == ["user"] and sys.stdin is not None and os.isatty(0)
+    if not (unread or is_left):
         advice, limit = ("; use -n to ignore it", timeout) if has_words else ("", math.inf)
         with at("standard input"):
             parts.insert(1, decode(read_stdin(advice=advice, timeout=limit)))
         if has_words and not parts[1].strip() and stdin_is_pipe_or_file():
-            log.warning(
-                "standard input was empty; only the arguments are sent"
-                " (2>&1 would include error messages)"
-            )
-    return "\n\n".join(part for part in parts if part.strip())
+            log.warning(f"standard input was empty; only the arguments are sent{advice}")
+    prompt = "\n\n".join(part for part in parts if part.strip())
+    if not (prompt or has_image or "user" in roles):
+        why = "the arguments are blank" if is_left else "standard input was empty"
+        raise BadInput(f"no prompt: {unread or why}")
+    return prompt
 
 
 def stdin_is_pipe_or_file() -> bool:
@@ -615,10 +647,24 @@ FIELDS = set(
 
 CONVERSATION = ("system", "history", "messages")
 
-TALK = r"\b(role|user|assistant|system|history|messages)\b"  # a word that conversations have
+ELSEWHERE = ("choices", "input", "instructions", "prompt", "contents")  # other APIs have it there
+
+KNOWN_KEYS = {"role", "content", *ROLES, *CONVERSATION, *FIELDS}
+
+# a key that conversations have, where a key stands in JSON or YAML
+TALK = rf"""(?m)(?:^|[{{\[,-])[ \t]*["']?(?:{"|".join(sorted(KNOWN_KEYS))})["'\s]*:"""
 
 # -f is not for a text, as it is in other tools
 TEXT_ADVICE = '; to send plain text, use standard input, as in: xchat "Summarize" <notes.txt'
+
+
+class Conversation(NamedTuple):
+    """What a conversation file holds, all of it checked."""
+
+    value: Any  # as it stands in the file
+    is_json: bool  # or else YAML
+    fields: JSON  # of the request
+    messages: list[JSON]  # the short form {ROLE: text} written out
 
 
 def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
@@ -626,52 +672,63 @@ def read_conversations(paths: Iterable[str]) -> tuple[JSON, list[JSON]]:
     fields: JSON = {}
     messages: list[JSON] = []
     for path in paths:
+        with at(f"-f {path}"):
+            data = read_file(path)
         with at(name_of(path)):
-            _value, more_fields, more_messages = parse_conversation(decode(read_file(path)))
-        warn_of_unknown(more_fields, place=name_of(path))
-        fields.update(more_fields)
-        messages.extend(more_messages)
+            advice = "; to send plain text, drop '-f -'" if path == "-" else TEXT_ADVICE
+            conversation = parse_conversation(decode(data), advice=advice)
+        warn_of_unknown(conversation.fields, place=name_of(path))
+        fields.update(conversation.fields)
+        messages.extend(conversation.messages)
     return fields, messages
 
 
-@functools.lru_cache(maxsize=1)  # -a reads the same text again
-def parse_conversation(text: str) -> tuple[Any, JSON, list[JSON]]:
-    """Return the value of a conversation file; its request fields and messages, all checked."""
+def parse_conversation(text: str, *, advice: str = "") -> Conversation:
+    """Return the conversation, or raise BadInput, with the advice where it seems none at all."""
     try:
-        value = parse_text(text)
-    except BadInput as failure:
-        is_text = failure.message.startswith("not ") or not re.search(TALK, text)
-        raise BadInput(f"{failure.message}{TEXT_ADVICE if is_text else ''}") from None
-    return value, *split_conversation(value)
+        value, is_json = parse_json_or_yaml(text)
+        return Conversation(value, is_json, *split_conversation(value))
+    except (ValueError, BadInput) as error:
+        is_text = isinstance(error, ValueError) or not re.search(TALK, text)
+        raise BadInput(f"{error}{advice if is_text else ''}") from None
 
 
 def warn_of_unknown(fields: Iterable[str], *, place: str) -> None:
     unknown = [field for field in fields if field not in FIELDS]
     if unknown:
         what = "field" if len(unknown) == 1 else "fields"
-        names = ", ".join(field + did_you_mean(field, FIELDS, " ({})") for field in unknown[:3])
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        names = ", ".join(unknown[:3])
         log.warning(f"{place}: unknown request {what}, sent as given: {names}{more}")
 
 
 def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     """Return the request fields and the messages, the short form {ROLE: text} written out."""
     if isinstance(value, list):
-        return {}, check_messages(value)
+        return {}, parse_messages(value)
     if not isinstance(value, dict):
-        check_value(value)
         raise BadInput(
-            f"expected a list of messages, or a mapping with 'system' and 'history';"
-            f" found {show(value)}{TEXT_ADVICE}"
+            "expected a list of messages, or a mapping with 'system' and 'history';"
+            f" found {show(value)}"
         )
     if "role" in value:
         check_value([value])  # as deep as it is in the list that -a makes
-        return {}, check_messages([value])
+        return {}, parse_messages([value])
+    is_listed = bool(value.keys() & {"history", "messages"})
+    for name in ELSEWHERE:
+        if name in value and not is_listed:
+            raise BadInput(f"messages go under 'history', not under {name!r}")
+    if value and not any(name in KNOWN_KEYS or misspelt(name) for name in value):
+        raise BadInput("not a conversation: it has no known key")
     if value.keys() == {"user"}:
         raise BadInput("'user' alone is a request field; a message is a list item: - user: ...")
     if "history" in value and "messages" in value:
         raise BadInput("'history' and 'messages' mean the same; use one of them")
     fields = {name: field for name, field in value.items() if name not in CONVERSATION}
+    for name, field in fields.items():
+        check_field_name(name)
+        with at(name):
+            check_value(field)
     messages = []
     if "system" in value:
         with at("system"):
@@ -680,16 +737,7 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
         messages.append({"role": "system", "content": value["system"]})
     for name in value.keys() & {"history", "messages"}:
         with at(name):
-            messages += check_messages(value[name])
-    is_known = bool(value.keys() & {*CONVERSATION, *FIELDS})
-    if is_known or len(fields) == 1:  # a single one may be a typo
-        for name in fields:
-            check_field_name(name)
-    if fields and not is_known:
-        raise BadInput(f"not a conversation: it has no known key{TEXT_ADVICE}")
-    for name, field in fields.items():
-        with at(name):
-            check_value(field)
+            messages += parse_messages(value[name])
     return fields, messages
 
 
@@ -698,44 +746,47 @@ def check_field_name(name: str) -> None:
     check_value(name)
     if name in ROLES and name not in FIELDS:
         raise BadInput(f"{name!r} is a role, not a request field; messages go under 'history'")
-    known = name if name in FIELDS else nearest(name, (*CONVERSATION, *FIELDS))
-    if known in CONVERSATION and known != name:
+    if known := misspelt(name):
         raise BadInput(f"unknown key {name!r}; did you mean {known!r}?")
 
 
-def check_messages(messages: Any) -> list[JSON]:
-    if not isinstance(messages, list):
-        check_value(messages)
-        raise BadInput(f"expected a list of messages, found {show(messages)}")
-    if len(messages) > EVENT_LIMIT // 4:
+def misspelt(name: str) -> str | None:
+    """Return the key of a conversation that one edit makes of the name."""
+    return nearest(name, CONVERSATION, closeness=0.83)
+
+
+def parse_messages(values: Any) -> list[JSON]:
+    if not isinstance(values, list):
+        raise BadInput(f"expected a list of messages, found {show(values)}")
+    if len(values) > EVENT_LIMIT // 4:
         raise BadInput(f"more than {EVENT_LIMIT // 4:,} messages")
-    checked = []
-    for number, message in enumerate(messages, start=1):
+    messages = []
+    for number, value in enumerate(values, start=1):
         with at(f"message {number}"):
-            check_value(message)
-            checked.append(check_message(message))
-    return checked
+            check_value(value)
+            messages.append(parse_message(value))
+    return messages
 
 
-def check_message(message: Any) -> Any:
+def parse_message(value: Any) -> JSON:
     """Return the message, the short form {ROLE: text} written out."""
-    if not isinstance(message, dict):
-        advice = TEXT_ADVICE if isinstance(message, str) else ""
-        raise BadInput(f"expected {{role: ..., content: ...}}, found {show(message)}{advice}")
-    if len(message) == 1 and not message.keys() & {"role", "content"}:
-        ((role, content),) = message.items()
+    if not isinstance(value, dict):
+        raise BadInput(f"expected {{role: ..., content: ...}}, found {show(value)}")
+    if "role" not in value and value.keys() & {"history", "messages"}:
+        raise BadInput("a conversation of its own; a file holds one conversation")
+    message = value
+    if len(value) == 1 and not value.keys() & {"role", "content"}:
+        ((role, content),) = value.items()
         message = {"role": role, "content": content}
-    require("role", message, advice=TEXT_ADVICE if len(message) > 1 else "")
-    role = message["role"]
+    role = require("role", message)
     if role not in ROLES:
-        hint = isinstance(role, str) and did_you_mean(role, ROLES)
-        hint = hint or f"; expected one of {', '.join(ROLES)}"
-        raise BadInput(f"unknown role {show(role)}{hint}")
-    if role == "assistant" and message.get("tool_calls") and message.get("content") is None:
-        return message
-    require("content", message)
-    with at("content"):
-        check_content(message["content"])
+        near = nearest(role, ROLES) if isinstance(role, str) else None
+        hint = f"did you mean {near!r}?" if near else f"expected one of {', '.join(ROLES)}"
+        raise BadInput(f"unknown role {show(role)}; {hint}")
+    content = require("content", message, is_optional=role == "assistant")
+    if content is not None or role != "assistant":
+        with at("content"):
+            check_content(content)
     return message
 
 
@@ -752,15 +803,15 @@ def check_part(part: Any) -> None:
     """Check a content part, ContentPart in the API's OpenAPI document."""
     if not isinstance(part, dict):
         raise BadInput(f"expected {{type: text, text: ...}}, found {show(part)}")
-    require("type", part)
-    if part["type"] == "text":
-        require("text", part)
+    kind = require("type", part)
+    if kind == "text":
+        text = require("text", part)
         with at("text"):
-            check_text(part["text"])
-    if part["type"] == "image_url":
-        require("image_url", part)
-        if not isinstance(part["image_url"], dict):
-            raise BadInput(f"image_url: expected {{url: ...}}, found {show(part['image_url'])}")
+            check_text(text)
+    if kind == "image_url":
+        image = require("image_url", part)
+        if not isinstance(image, dict):
+            raise BadInput(f"image_url: expected {{url: ...}}, found {show(image)}")
 
 
 def check_text(value: Any) -> None:
@@ -795,24 +846,22 @@ def check_value(value: Any, depth: int = 0) -> None:
         raise BadInput(f"YAML reads {value} as a date; quote it")
 
 
-def require(key: str, mapping: JSON, *, advice: str = "") -> None:
-    """Refuse a mapping without the key; a misspelt one is pointed out, or else the advice given."""
+def require(key: str, mapping: JSON, *, is_optional: bool = False) -> Any:
+    """Return the value of a key, None for one that may be missing and is not just misspelt."""
     if key not in mapping:
         wrong = next((other for other in mapping if nearest(other, [key])), None)
-        hint = f"; is {wrong!r} a typo?" if wrong else advice
-        raise BadInput(f"{key!r} is missing{hint}")
+        if wrong or not is_optional:
+            hint = f"; is {wrong!r} a typo?" if wrong else ""
+            raise BadInput(f"{key!r} is missing{hint}")
+    return mapping.get(key)
 
 
-def nearest(word: Any, known: Iterable[str]) -> str | None:
+def nearest(word: Any, known: Iterable[str], *, closeness: float = 0.68) -> str | None:
+    """Return the known word that is most like the word, if any is as close as that."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(str(word)[:50], [*known], n=1)), None)
-
-
-def did_you_mean(word: Any, known: Iterable[str], form: str = "; {}") -> str:
-    """Return "; did you mean 'that'?" where a known word is near, else an empty string."""
-    match = nearest(word, known)
-    return form.format(f"did you mean {match!r}?") if match else ""
+    found = difflib.get_close_matches(str(word)[:50], [*known], n=1, cutoff=closeness)
+    return next(iter(found), None)
 
 
 def show(value: Any) -> str:
@@ -829,32 +878,58 @@ def show(value: Any) -> str:
 
 SEEMS_JSON = r'[\s\[{]*[\[{]\s*(["\]}]|\Z)'  # begins as a list or mapping of JSON, not of YAML
 
-# strings, in which no comma counts, and commas before a closing bracket: the API's guide prints a
-# conversation with one, and with and without a comma between two messages
-STRING_OR_TRAILING_COMMA = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?|,(?=\s*[\]}])'
+STRING = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?'  # in which no comma and no bracket counts
+
+# commas before a closing bracket: the API's guide prints a conversation with one, and with and
+# without a comma between two messages
+STRING_OR_TRAILING_COMMA = STRING + r"|,(?=\s*[\]}])"
 
 
 def parse_text(text: str) -> Any:
     """Return the value of a text in JSON or YAML; several JSON values are a list."""
+    try:
+        return parse_json_or_yaml(text)[0]
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+
+
+def parse_json_or_yaml(text: str) -> tuple[Any, bool]:
+    """Return the value of a text, and whether it is JSON.
+
+    Raise ValueError where it is neither, BadInput for what is not accepted.
+    """
     if not text.strip():
         raise BadInput("empty; expected JSON or YAML")
-    is_json = re.match(SEEMS_JSON, text)
     try:
-        return parse_json(text)
+        return parse_json(text), True
     except RecursionError:
         raise BadInput(TOO_DEEP) from None
     except json.JSONDecodeError as error:
         json_error = f"line {error.lineno}, column {error.colno}: {error.msg.lower()}"
     except (ValueError, BadInput) as error:
         json_error = str(error)
-    for match in re.finditer(STRING_OR_TRAILING_COMMA, text) if is_json else ():
+    seems_json = re.match(SEEMS_JSON, text)
+    for match in re.finditer(STRING_OR_TRAILING_COMMA, text) if seems_json else ():
         if re.search(r"[\r\n]", match[0].rstrip()) and match[0] != ",":  # YAML would fold it
             line = text.count("\n", 0, match.start()) + 1
             raise BadInput(f"line {line}: a line break in a string; write \\n")
     try:
-        return parse_yaml(text)
+        return parse_yaml(text), False
     except ValueError as error:
-        raise BadInput(f"not JSON: {json_error}" if is_json else f"not YAML: {error}") from None
+        wrong = f"not JSON: {json_error}" if seems_json else f"not YAML: {error}"
+        raise ValueError(wrong) from None
+
+
+def check_nesting(text: str, start: int) -> None:
+    """Raise RecursionError if the JSON that begins there is too deep; json's own limit varies."""
+    depth = 0
+    if text[start : start + 1] in ("[", "{"):
+        for token in re.compile(STRING + r"|[\[\]{}]").finditer(text, start):
+            depth += (token[0] in "[{") - (token[0] in "]}")
+            if depth > NESTING_LIMIT:
+                raise RecursionError
+            if not depth:
+                return
 
 
 def unique(pairs: list[tuple[str, Any]]) -> JSON:
@@ -874,6 +949,7 @@ def load_json(text: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
     try:
+        check_nesting(text.lstrip(), 0)
         return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     except RecursionError:
         raise BadInput(TOO_DEEP) from None
@@ -887,6 +963,7 @@ def parse_json(text: str) -> Any:
     values = []
     end = len(text) - len(text.lstrip())
     while end < len(text):
+        check_nesting(text, end)
         try:
             value, end = decoder.raw_decode(text, end)
         except json.JSONDecodeError:
@@ -914,7 +991,7 @@ def parse_yaml(text: str) -> Any:
         line = text.count("\n", 0, tag.start()) + 1
         raise BadInput(f"line {line}: %TAG is not accepted; remove it")
     events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    events = itertools.islice(events, EVENT_LIMIT)
+    events = (refuse_cut(event, text) for event in itertools.islice(events, EVENT_LIMIT))
     try:
         next(events)  # the start of the stream
         if not isinstance(next(events), yaml.DocumentStartEvent):
@@ -966,6 +1043,17 @@ def build_value(event: Any, events: Iterator[Any], depth: int = 0) -> Any:
             raise not_accepted(event, f"duplicate key {key!r}")
         mapping[key] = build_value(next(events), events, depth + 1)
     return mapping
+
+
+CUT = re.compile(r"[ \t]*[ \t](#+[^\s#][^\r\n]*)")
+
+
+def refuse_cut(event: Any, text: str) -> Any:
+    """Return the event, unless it is a plain text whose rest YAML takes for a comment."""
+    cut = not getattr(event, "style", "-") and CUT.match(text, event.end_mark.index)
+    if cut and (event.value == "" or isinstance(build_scalar(event), str)):
+        raise not_accepted(event, f"YAML takes {show(cut[1])} for a comment; quote the text")
+    return event
 
 
 LONG_NUMBER = 1000  # characters; the time for a number like 1:1:1 grows as its square
@@ -1095,8 +1183,6 @@ def build_body(messages: list[JSON], *, fields: JSON, options: JSON) -> JSON:
 
     fields are those of the files, options those of the command line, which win.
     """
-    if not any(message["role"] == "user" for message in messages):
-        raise BadInput("no prompt; pass it as arguments or on standard input")
     if TOKEN_LIMITS & options.keys():
         fields = {name: fields[name] for name in fields if name not in TOKEN_LIMITS}
     with at("XCHAT_MODEL"):
@@ -1112,15 +1198,20 @@ def build_body(messages: list[JSON], *, fields: JSON, options: JSON) -> JSON:
 #   elsewhere        stream, live     no stream     no stream          as it says, live
 #   -x, -o           stream           no stream     no stream          as it says
 #   --json           is an error      no stream     no stream          as it says
-def choose_stream(body: JSON, option: bool | None, *, is_held: bool) -> bool:
+#
+# A stream tells its usage only if it is asked to, which not every server understands; so -u alone
+# asks.
+def choose_stream(body: JSON, option: bool | None, *, is_held: bool, usage: bool) -> bool:
     """Ask for a stream or not; return whether the text is written live."""
     if option or (option is None and "stream" not in body and os.isatty(1) and not is_held):
         body["stream"] = True
-        body.setdefault("stream_options", {"include_usage": True})
     elif option is False:
         body.pop("stream", None)
         body.pop("stream_options", None)
-    return bool(body.get("stream")) and not is_held
+    is_stream = bool(body.get("stream"))
+    if is_stream and usage:
+        body.setdefault("stream_options", {"include_usage": True})
+    return is_stream and not is_held
 
 
 def encode_body(body: JSON) -> bytes:
@@ -2252,26 +2343,26 @@ def add_messages(text: str, turn: list[JSON], *, path: str) -> str:
     They are lines at its end where that is read as what it should be; else the text is written
     anew, in which comments are lost.
     """
-    value, fields, messages = parse_conversation(text)
-    for new in ways_to_add(text, value, turn):
+    old = parse_conversation(text)
+    for new in ways_to_add(text, old, turn):
         if 0 < text.count("\n") == text.count("\r\n"):
             new = new.replace("\r\n", "\n").replace("\n", "\r\n")
         with contextlib.suppress(Failure):
-            if split_conversation(parse_text(new)) == (fields, messages + turn):
-                has_comments = text.count("#") > json.dumps(value).count("#")
+            if split_conversation(parse_text(new)) == (old.fields, old.messages + turn):
+                has_comments = text.count("#") > json.dumps(old.value).count("#")
                 if has_comments and not new.startswith(text):
                     log.warning(f"{path}: rewritten to append the turn; its comments are lost")
                 return new
     raise BadReply("the result could not be read back")
 
 
-def ways_to_add(text: str, value: Any, turn: list[JSON]) -> Iterator[str]:
+def ways_to_add(text: str, old: Conversation, turn: list[JSON]) -> Iterator[str]:
     """Yield the text with more messages at its end, then the value written anew."""
     end = "" if text.endswith("\n") else "\n"
-    anew = with_messages(value, turn)
-    try:
-        parse_json(text)
-    except (ValueError, RecursionError):
+    value = old.value
+    if old.is_json:
+        yield text + end + json_lines(turn)
+    else:
         heading = (
             r"^(?:messages|history):.*\n(?:[ \t]*(?:#.*)?\r?\n)*"
             if isinstance(value, dict)
@@ -2284,9 +2375,7 @@ def ways_to_add(text: str, value: Any, turn: list[JSON]) -> Iterator[str]:
         elif isinstance(value, dict):
             yield f"{text}{end}history:\n{lines}"
         yield to_yaml(with_messages(value, short(turn)))
-    else:
-        yield text + end + json_lines(turn)
-    yield json.dumps(anew, ensure_ascii=False, indent=2) + "\n"
+    yield json.dumps(with_messages(value, turn), ensure_ascii=False, indent=2) + "\n"
 
 
 def with_messages(value: Any, turn: list[JSON]) -> Any:
@@ -2339,32 +2428,30 @@ class Command(click.Command):
                 formatter.write_dl(rows)
 
 
-class Number(click.ParamType):  # type: ignore[type-arg]
-    """A finite number in a range, whole or not."""
+# The types of the options, as click calls them.
 
-    name = "number"
 
-    def __init__(self, wanted: str, is_valid: Callable[[float], bool], *, kind: Any = float):
-        self.wanted, self.is_valid, self.kind = wanted, is_valid, kind
+def text_type(word: str) -> str:
+    """Return an argument as UTF-8, whatever the locale."""
+    try:
+        return as_text(word)
+    except BadInput as failure:
+        raise click.BadParameter(failure.message) from None
 
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+
+def number_type(
+    wanted: str, is_valid: Callable[[float], bool], kind: Callable[[str], float] = float
+) -> Callable[[Any], float]:
+    """Return what makes a finite number in a range of a word."""
+
+    def convert(word: Any) -> float:
         with contextlib.suppress(ValueError, OverflowError):
-            number = self.kind(str(value).replace("_", "?"))  # no 1_000
-            if math.isfinite(number) and self.is_valid(number):
+            number = kind(str(word).replace("_", "?"))  # no 1_000
+            if math.isfinite(number) and is_valid(number):
                 return number
-        return self.fail(f"expected {self.wanted}, not {value!r}", param, ctx)
+        raise click.BadParameter(f"expected {wanted}, not {word!r}")
 
-
-class Text(click.ParamType):  # type: ignore[type-arg]
-    """UTF-8, whatever the locale."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        try:
-            return as_text(value)
-        except BadInput as failure:
-            self.fail(failure.message, param, ctx)
+    return convert
 
 
 def not_empty(_ctx: Any, _param: Any, value: Any) -> Any:
@@ -2434,10 +2521,10 @@ def write_about(ctx: click.Context, option: click.Parameter, wanted: bool) -> No
 about = functools.partial(
     click.option, is_flag=True, is_eager=True, expose_value=False, callback=write_about
 )
-ZERO_TO_TWO = Number("a number from 0 to 2", lambda number: 0 <= number <= 2)
-SECONDS = Number("a number of seconds above 0", lambda number: number > 0)
-COUNT = Number("a whole number above 0", lambda number: number > 0, kind=int)
-COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kind=int)
+ZERO_TO_TWO = number_type("a number from 0 to 2", lambda number: 0 <= number <= 2)
+SECONDS = number_type("a number of seconds above 0", lambda number: number > 0)
+COUNT = number_type("a whole number above 0", lambda number: number > 0, int)
+COUNT_OR_0 = number_type("a whole number, 0 or more", lambda number: number >= 0, int)
 
 
 # fmt: off
@@ -2445,9 +2532,9 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
     cls=Command, add_help_option=False,
     epilog="Set XAI_API_KEY, or XAI_API_KEY_FILE, to give the API key. More: man xchat",
 )
-@click.argument("words", metavar="[PROMPT]...", nargs=-1, type=Text(),
+@click.argument("words", metavar="[PROMPT]...", nargs=-1, type=text_type,
                 shell_complete=complete_file)
-@click.option("-s", "--system", "systems", metavar="TEXT", multiple=True, type=Text(),
+@click.option("-s", "--system", "systems", metavar="TEXT", multiple=True, type=text_type,
               help="Add a system message (repeatable)")
 @click.option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
               callback=not_empty, help="Send this conversation file first (repeatable)")
@@ -2456,7 +2543,7 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
               callback=not_empty, help="Attach an image (JPEG, PNG, WebP; repeatable)")
 @click.option("-n", "--no-stdin", is_flag=True,
               help="Do not read standard input (for loops and cron)")
-@click.option("-m", "--model", metavar="NAME", type=Text(), callback=not_empty,
+@click.option("-m", "--model", metavar="NAME", type=text_type, callback=not_empty,
               help=f"Model to use [default: {MODEL}, or $XCHAT_MODEL]")
 @click.option("-t", "--temperature", metavar="NUMBER", type=ZERO_TO_TWO,
               help="Sampling temperature, from 0 to 2")
@@ -2464,7 +2551,7 @@ COUNT_OR_0 = Number("a whole number, 0 or more", lambda number: number >= 0, kin
               help="Limit the length of the reply to N tokens")
 @click.option("--schema", metavar="FILE|JSON", type=click.Path(), callback=not_empty,
               help="Request JSON that matches this JSON Schema")
-@click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, type=Text(),
+@click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, type=text_type,
               shell_complete=complete_file,
               help="Set a request field; also NAME=@FILE (repeatable)")
 @click.option("--dry-run", is_flag=True, help="Print the request without sending it")
@@ -2492,16 +2579,21 @@ def xchat(
     append: bool,
     images: tuple[str, ...],
     no_stdin: bool,
+    model: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    schema: str | None,
+    params: tuple[str, ...],
     dry_run: bool,
+    stream: bool | None,
     extract: bool,
     raw: bool,
     output: str | None,
     usage: bool,
-    quiet: bool,
-    verbose: bool,
     timeout: float,
     retries: int,
-    **request: Any,  # the options that become request fields
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     # fmt: on
     """Send a prompt to a chat model and print its reply. The prompt is standard input, the
@@ -2511,14 +2603,15 @@ def xchat(
       cat article.txt | xchat -s "Summarize"
       while read -r line; do xchat -n -- "$line"; done <list
     """
+    # check
     log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
     if verbose:
         sys.addaudithook(tell_sockets)
     output = None if output is None or output == "-" or fd_of(output) == 1 else output
-    inputs = [*files, *images, request["schema"], *map(file_in, request["params"])]
+    inputs = [*files, *images, schema, *map(file_in, params)]
     check_options(
         words, inputs, files=files, no_stdin=no_stdin, append=append,
-        output=output, stream=request["stream"], extract=extract, raw=raw,
+        output=output, stream=stream, extract=extract, raw=raw,
     )  # fmt: skip
     server = None if dry_run else read_server()
     check_output(output)
@@ -2526,31 +2619,43 @@ def xchat(
         check_output(files[0])
     early = Background(connect(server)) if server and server.tls and not server.proxy else None
 
+    # read
     old_files = [path for path in files if not (append and is_new(path))]
     fields, history = read_conversations(old_files)
-    options = request_fields(**request)
+    options = request_fields(
+        model=model, temperature=temperature, max_tokens=max_tokens,
+        schema=schema, stream=stream, params=params,
+    )  # fmt: skip
     urls = [image_url(image) for image in images]
-    is_asked = bool(history) and history[-1]["role"] == "user"
-    no_stdin = no_stdin or any(path in STDIN_NAMES for path in inputs)
-    prompt = read_prompt(words, no_stdin=no_stdin, is_asked=is_asked, timeout=timeout)
+    is_taken = any(path in STDIN_NAMES for path in inputs)
+    prompt = read_prompt(
+        words, history=history, has_image=bool(urls), timeout=timeout,
+        unread="-n leaves standard input unread" if no_stdin
+        else "standard input was read as a file" if is_taken else "",
+    )  # fmt: skip
 
+    # build
     first = [{"role": "system", "content": text} for text in systems]
     turn = prompt_messages(prompt, urls)
     body = build_body(first + history + turn, fields=fields, options=options)
-    is_live = choose_stream(body, request["stream"], is_held=bool(output) or extract or raw)
+    is_live = choose_stream(
+        body, stream, is_held=bool(output) or extract or raw, usage=usage
+    )
     if server is None:
         write_out(output, encode_body(body) + b"\n")
         return
 
+    # ask
     reply = Reply(server.host, keep_body=raw)
     texts = ask(server, early, body, reply, timeout=timeout, retries=retries)
     failure = receive(texts, is_live=is_live)
 
+    # deliver
     turn.append({"role": "assistant", "content": reply.text})
     failure = deliver(
         reply, failure, output=output,
         added=appended(files[0], turn, systems=first) if append else contextlib.nullcontext(),
-        is_live=is_live, extract=extract, has_schema=bool(request["schema"]),
+        is_live=is_live, extract=extract, has_schema=schema is not None,
     )  # fmt: skip
     if usage:
         tell_usage(reply)

@@ -100,6 +100,10 @@ def test_messages_are_sent_as_given(api: Api, run: Run, file: File) -> None:
         USER,
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "assistant", "tool_calls": [call]},
+        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"role": "assistant", "content": None, "refusal": "No."},
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "reasoning_content": "Hm."},
         {"role": "tool", "content": "42", "tool_call_id": "1"},
         {"role": "function", "content": "", "name": "f"},
         {"role": "developer", "content": [], "x": {"y": [1, 2.5, None, True]}},
@@ -243,10 +247,7 @@ BAD = [
     ("- user: {a: b}", "message 1: content: expected text, found a mapping"),
     ('[{"role": "user", "content": 42}]', "message 1: content: read as 42, not as text; quote it"),
     ('[{"role": "user", "content": null}]', "message 1: content: expected text, found nothing"),
-    (
-        '[{"role": "assistant", "content": null}]',
-        "message 1: content: expected text, found nothing",
-    ),
+    ("- {role: assistant, contnet: hi}", "message 1: 'content' is missing; is 'contnet' a typo?"),
     ("system: yes", "system: read as true, not as text; quote it"),
     ("system: [a]", 'system: part 1: expected {type: text, text: ...}, found "a"'),
     ("- user: [{text: hi}]", "message 1: content: part 1: 'type' is missing"),
@@ -347,7 +348,10 @@ BAD = [
     ('{"user": "hi"', "not JSON: "),
     ("[" * 100_000, "nested more than 100 levels deep"),
     ('{"a":' * 100_000, "nested more than 100 levels deep"),
-    ("[" * 300 + "]" * 300, "message 1: nested more than 100 levels deep"),
+    ("[" * 300 + "]" * 300, "nested more than 100 levels deep"),
+    ("[" + "{}," * 200 + "[" * 101, "nested more than 100 levels deep"),
+    ('{"user": "a"}' + "[" * 100_000, "nested more than 100 levels deep"),
+    ('{"user": "a"}\n{"model": ' + "[" * 300 + "]" * 300 + "}", "nested more than 100 levels deep"),
     ("- " * 100_000, YAML_TOO_DEEP),
     ("a: " + "[" * 100_000, YAML_TOO_DEEP),
     ("? " * 100_000, YAML_TOO_DEEP),
@@ -374,8 +378,8 @@ def test_a_bad_file_is_one_line_that_says_where(
 
 
 def test_a_bad_file_ends_in_status_2_and_nothing_is_sent(api: Api, run: Run, file: File) -> None:
-    result = run("-f", file("- usr: hi", "my file"), "hi")
-    message = "xchat: my file: message 1: unknown role \"usr\"; did you mean 'user'?\n"
+    result = run("-f", file("- user: a\n- usr: hi", "my file"), "hi")
+    message = "xchat: my file: message 2: unknown role \"usr\"; did you mean 'user'?\n"
     assert result == Result(b"", message, 2)
     assert api.requests == []
 
@@ -514,8 +518,7 @@ def test_an_unknown_field_is_sent_with_a_warning(api: Api, run: Run, file: File)
     result = run("-f", name, "hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
     assert result.err.splitlines() == [
-        "xchat: c: unknown request fields, sent as given:"
-        " temprature (did you mean 'temperature'?), zzz"
+        "xchat: c: unknown request fields, sent as given: temprature, zzz"
     ]
     assert run("-q", "-f", name, "hi") == Result(b"Hello\n", "", 0)
     for request in api.requests:
@@ -544,13 +547,14 @@ def test_20000_unknown_fields_get_one_warning(run: Run, file: File, form: str) -
         ("nowhere", "No such file or directory"),
         (".", "Is a directory"),
         ("none/", "No such file or directory"),
+        ("Summarize this", "No such file or directory"),
     ],
 )
-def test_a_file_that_cannot_be_read(run: Run, name: str, message: str) -> None:
+def test_a_file_that_cannot_be_read_is_told_with_its_option(
+    run: Run, name: str, message: str
+) -> None:
     result = run("--dry-run", "-f", name, "hi")
-    assert (result.out, result.status) == (b"", 2)
-    assert result.err.startswith(f"xchat: {name}: {message}")
-    assert result.err.count("\n") == 1
+    assert result == Result(b"", f"xchat: -f {name}: {message}\n", 2)
 
 
 def test_a_fifo_is_read_and_one_that_closes_is_empty(run: Run, tmp_path: Path) -> None:
@@ -576,7 +580,7 @@ def hostile(levels: int) -> str:
         "a billion laughs": (hostile(12), f"line 1: {NO_ALIAS}"),
         "deep lists in JSON": ("[" * 100_000, "nested more than 100 levels deep"),
         "deep lists in YAML": ("- " * 100_000, YAML_TOO_DEEP),
-        "a text of 100 MB": ("x" * 100_000_000, "more than 64 MiB"),
+        "a text of 100 MB": ("x" * 100_000_000, "-f: more than 64 MiB"),
         "deep lists of 60 MB": ("[" * 60_000_000, "nested more than 100 levels deep"),
         "a number in base 60 that is none": ("seed: " + ":1" * 30_000_000, ""),
         "a number in base 60": ("seed: 1" + ":1" * 30_000_000, ""),
@@ -603,8 +607,9 @@ def test_a_hostile_file_ends_in_bounded_time_and_memory(
         assert (result.err, result.status) == ("", 0)
     else:
         assert (result.out, result.status) == (b"", 2)
-        assert result.err.startswith("xchat: c: ")
-        assert result.err.removeprefix("xchat: c: ").startswith(message)
+        said = result.err.removeprefix("xchat: ").replace("-f c:", "c: -f:", 1)
+        assert said.startswith("c: ")
+        assert said.removeprefix("c: ").startswith(message)
         assert result.err.count("\n") == 1
         assert len(result.err) < 1100
 
@@ -688,3 +693,155 @@ def test_10000_mutations_are_messages_or_one_clean_line() -> None:
         assert time.process_time() - start < 1, data
     assert 1000 < len(failures) < 9900
     assert all(failure.message for failure in failures)
+
+
+OTHER_SHAPES = {
+    "a saved reply": (
+        '{"id": "c", "model": "m", "choices": [{"message": {"role": "assistant"}}]}',
+        "messages go under 'history', not under 'choices'",
+    ),
+    "a body of the Responses API": (
+        '{"model": "m", "input": [{"role": "user", "content": "U"}]}',
+        "messages go under 'history', not under 'input'",
+    ),
+    "its instructions": (
+        '{"model": "m", "instructions": "S"}',
+        "messages go under 'history', not under 'instructions'",
+    ),
+    "a body of the completions API": (
+        '{"model": "m", "prompt": "U", "max_tokens": 5}',
+        "messages go under 'history', not under 'prompt'",
+    ),
+    "a body of Gemini's API": (
+        '{"contents": [{"role": "user", "parts": [{"text": "U"}]}]}',
+        "messages go under 'history', not under 'contents'",
+    ),
+    "a template": (
+        "model: m\nsystem: S\nprompt: 'Summarize this: $input'\n",
+        "messages go under 'history', not under 'prompt'",
+    ),
+    "a data set in lines": (
+        '{"messages": [{"user": "U"}]}\n{"messages": [{"user": "U"}]}\n',
+        "message 1: a conversation of its own; a file holds one conversation",
+    ),
+    "a data set in a list": (
+        '[{"messages": [{"user": "U"}], "tools": []}]',
+        "message 1: a conversation of its own; a file holds one conversation",
+    ),
+    "a list of files of ours": (
+        "- system: S\n  history: [user: U]\n",
+        "message 1: a conversation of its own; a file holds one conversation",
+    ),
+    "a message beside one": (
+        '{"user": "U"}\n{"history": [{"user": "U"}]}\n',
+        "message 2: a conversation of its own; a file holds one conversation",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_SHAPES)
+def test_a_conversation_in_another_shape_is_not_lost(name: str) -> None:
+    text, message = OTHER_SHAPES[name]
+    with pytest.raises(xchat.BadInput) as caught:
+        xchat.parse_conversation(text)
+    assert caught.value.message == message
+
+
+@pytest.mark.parametrize("key", xchat.ELSEWHERE)
+def test_another_shape_beside_messages_is_a_field(key: str) -> None:
+    for name in ("history", "messages"):
+        conversation = xchat.parse_conversation(f"{name}: [user: U]\n{key}: [x]\n")
+        assert (conversation.fields, conversation.messages) == ({key: ["x"]}, [USER])
+
+
+def test_a_data_set_ends_in_status_2_and_nothing_is_sent(api: Api, run: Run, file: File) -> None:
+    name = file('{"messages": [{"user": "U"}]}\n' * 2, "tuning.jsonl")
+    words = "message 1: a conversation of its own; a file holds one conversation"
+    assert run("-f", name, "Hi") == Result(b"", f"xchat: tuning.jsonl: {words}\n", 2)
+    assert api.requests == []
+
+
+# what is not a key, but like one: it is a field of the API that we do not know
+@pytest.mark.parametrize("name", ["images", "message_id", "editor", "systems_note", "topP", "chat"])
+def test_what_is_like_a_key_is_a_field(name: str) -> None:
+    fields, messages = xchat.split_conversation({name: 1, "messages": [USER]})
+    assert (fields, messages) == ({name: 1}, [USER])
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("histroy", "history"),
+        ("hystory", "history"),
+        ("History", "history"),
+        ("historys", "history"),
+        ("message", "messages"),
+        ("mesages", "messages"),
+        ("messges", "messages"),
+        ("sytem", "system"),
+        ("systme", "system"),
+        ("System", "system"),
+        ("systems", "system"),
+    ],
+)
+def test_a_key_that_one_edit_spoils_is_an_error(name: str, key: str) -> None:
+    with pytest.raises(xchat.BadInput) as caught:
+        xchat.split_conversation({"model": "m", name: [USER]})
+    assert caught.value.message == f"unknown key '{name}'; did you mean '{key}'?"
+
+
+CUTS = {
+    "a number": ("- user: Close issue #12 and say why\n", 1, "#12 and say why"),
+    "a tag": ("- user: hi\n- user: Tweet this with #python\n", 2, "#python"),
+    "a colour": ("system: Use the color  #ff0000, please\n", 1, "#ff0000, please"),
+    "an emoji before it": ("- user: 🌍 é #1\n", 1, "#1"),
+    "CRLF": ("- user: 🌍\r\n- user: C, not C #\r\n- user: see #3\r\n", 3, "#3"),
+    "several lines": ("- user: Fix\n    and close #12 now\n", 1, "#12 now"),
+    "a tab": ("- user: Close\t#12\n", 1, "#12"),
+    "two of them": ("- user: Close ##12\n", 1, "##12"),
+    "a list of parts": ("- user: [{type: text, text: a #b\n  }]\n", 1, "#b"),
+    "nothing else": ("- assistant: #12 is done\n", 1, "#12 is done"),
+    "a field": ("model: grok-4 #fast\n", 1, "#fast"),
+}
+
+
+@pytest.mark.parametrize("name", CUTS)
+@pytest.mark.usefixtures("loader")
+def test_a_text_that_yaml_cuts_at_a_number_sign(name: str) -> None:
+    text, line, rest = CUTS[name]
+    with pytest.raises(xchat.BadInput) as caught:
+        xchat.parse_conversation(text)
+    words = f'line {line}: YAML takes "{rest}" for a comment; quote the text'
+    assert caught.value.message == words
+
+
+COMMENTS = {
+    "a blank after it": "- user: U # as said\n",
+    "several": "- user: U ## as said ##\n",
+    "nothing after it": "- user: U #\n",
+    "a line of its own": "#!/usr/bin/env -S xchat -f\n#x\n- user: U\n#x\n #x\n",
+    "quotation marks": "- user: 'U' #x\n",
+    "a list": "#x\n- #x\n  user: U\n",
+}
+
+
+@pytest.mark.parametrize("name", COMMENTS)
+@pytest.mark.usefixtures("loader")
+def test_a_comment_is_a_comment(name: str) -> None:
+    assert xchat.parse_conversation(COMMENTS[name]).messages == [USER]
+
+
+@pytest.mark.usefixtures("loader")
+def test_a_number_sign_in_what_is_no_text_cuts_nothing() -> None:
+    text = "temperature: 0.2 #low\nlogprobs: no #x\nhistory: #x\n"
+    text += "- user: U#1 a#b\n- user: |\n    a #b\n"
+    assert xchat.parse_conversation(text).messages == [
+        {"role": "user", "content": "U#1 a#b"},
+        {"role": "user", "content": "a #b\n"},
+    ]
+
+
+def test_a_text_as_the_conversation_on_standard_input(run: Run) -> None:
+    words = f"{EXPECTED}; found \"hi\"; to send plain text, drop '-f -'"
+    result = run("--dry-run", "-f", "-", stdin=b"hi\n")
+    assert result == Result(b"", f"xchat: standard input: {words}\n", 2)

@@ -72,19 +72,11 @@ def test_a_param_asks_for_a_stream(api: Api, run: Run) -> None:
     assert run("-p", "stream=true", "Hi") == Result(b"Hello\n", "", 0)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("temprature", " (did you mean 'temperature'?)"),
-        ("max_new_thing", ""),
-    ],
-)
-def test_an_unknown_field_is_sent_with_a_warning(
-    api: Api, run: Run, name: str, message: str
-) -> None:
+@pytest.mark.parametrize("name", ["temprature", "topP", "max_new_thing", "input", "subsystem"])
+def test_an_unknown_field_is_sent_with_a_warning(api: Api, run: Run, name: str) -> None:
     api.extra_fields = {name}
     api.will(reply(completion()), reply(completion()))
-    warning = f"xchat: -p: unknown request field, sent as given: {name}{message}\n"
+    warning = f"xchat: -p: unknown request field, sent as given: {name}\n"
     assert run("-p", f"{name}=1", "Hi") == Result(b"Hello\n", warning, 0)
     assert api.body[name] == 1
     assert run("-q", "-p", f"{name}=1", "Hi") == Result(b"Hello\n", "", 0)

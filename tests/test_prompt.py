@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import HELLO, File, Result, Run, body_of, needs_file
+from conftest import HELLO, File, Result, Run, body_of, needs, needs_file
 from server import Api, completion, reply
+
+import xchat
 
 MIB = 1 << 20
 
@@ -28,10 +30,7 @@ def terminal() -> Iterator[tuple[int, int]]:
         os.close(end)
 
 
-EMPTY = (
-    "xchat: standard input was empty; only the arguments are sent"
-    " (2>&1 would include error messages)\n"
-)
+EMPTY = "xchat: standard input was empty; only the arguments are sent; use -n to ignore it\n"
 
 
 def prompt_of(result: Result, *, warning: str = "") -> str:
@@ -148,16 +147,39 @@ def test_closed_standard_input_is_empty(run: Run) -> None:
     run.command = [*CLOSED, *run.command]
     assert prompt_of(run("--dry-run", "words")) == "words"
     assert prompt_of(run("--dry-run", "words", "-")) == "words"
-    assert run("--dry-run") == Result(b"", NO_PROMPT, 2)
+    assert run("--dry-run") == Result(b"", f"xchat: no prompt: {EMPTY_INPUT}\n", 2)
 
 
-NO_PROMPT = "xchat: no prompt; pass it as arguments or on standard input\n"
+EMPTY_INPUT = "standard input was empty"
+BLANK = "the arguments are blank"
+UNREAD = "-n leaves standard input unread"
+NO_PROMPT = {
+    # the arguments; what is said where standard input is a blank pipe, and where it is /dev/null
+    "nothing": ([], EMPTY_INPUT, EMPTY_INPUT),
+    "an unset variable": ([""], EMPTY_INPUT, BLANK),
+    "white space": ([" ", "\t"], EMPTY_INPUT, BLANK),
+    "a dash": (["-"], EMPTY_INPUT, EMPTY_INPUT),
+    "-n": (["-n"], UNREAD, UNREAD),
+    "-n and an unset variable": (["-n", ""], UNREAD, UNREAD),
+    "a system message": (["-s", "system"], EMPTY_INPUT, EMPTY_INPUT),
+    "fields alone": (["-f", "fields"], EMPTY_INPUT, EMPTY_INPUT),
+    "a reply alone": (["-f", "assistant"], EMPTY_INPUT, EMPTY_INPUT),
+}
 
 
-@pytest.mark.parametrize("args", [[], [""], [" ", "\t"], ["-n"], ["-n", ""], ["-s", "system"]])
-def test_a_blank_prompt_is_not_sent(api: Api, run: Run, args: list[str]) -> None:
-    assert run(*args, stdin=b" \n") == Result(b"", NO_PROMPT, 2)
-    assert run(*args) == Result(b"", NO_PROMPT, 2)
+@pytest.mark.parametrize("name", NO_PROMPT)
+def test_a_blank_prompt_is_not_sent(api: Api, run: Run, file: File, name: str) -> None:
+    file("model: m\n", "fields")
+    file("- assistant: Hello\n", "assistant")
+    args, of_a_pipe, of_a_device = NO_PROMPT[name]
+    assert run(*args, stdin=b" \n") == Result(b"", f"xchat: no prompt: {of_a_pipe}\n", 2)
+    assert run(*args) == Result(b"", f"xchat: no prompt: {of_a_device}\n", 2)
+    assert api.requests == []
+
+
+def test_no_prompt_beside_a_conversation_on_standard_input(run: Run) -> None:
+    result = run("-f", "-", stdin=b"- system: S", env={"XCHAT_BASE_URL": "http://127.0.0.1:1"})
+    assert result == Result(b"", "xchat: no prompt: standard input was read as a file\n", 2)
 
 
 def test_a_blank_prompt_sends_a_conversation_that_holds_a_user_message(
@@ -228,7 +250,6 @@ def test_one_byte_in_time_is_waited_for_to_the_end(run: Run) -> None:
 
 
 WAITING = "xchat: still waiting for standard input"
-ERASE_LINE = "\r\x1b[K"
 
 
 def test_a_pipe_that_is_silent_for_10_seconds_gets_one_hint(run: Run) -> None:
@@ -251,7 +272,7 @@ def test_a_pipe_that_is_silent_for_10_seconds_gets_one_hint(run: Run) -> None:
     assert time.monotonic() - start >= 10
     assert processes["none"].stderr.readline().decode() == f"{WAITING}\n"
     assert processes["file"].stderr.readline().decode() == f"{WAITING}\n"
-    assert read_line(screen) == f"{ERASE_LINE}{WAITING}; use -n to ignore it\r\n"
+    assert read_line(screen) == f"{WAITING}; use -n to ignore it\r\n"
     assert processes["silent for ever"].wait(20) == 2
     silent = processes.pop("silent for ever")
     assert silent.stderr.read().decode() == (
@@ -279,20 +300,67 @@ def read_line(screen: int) -> str:
 ICONV = "convert it, as in: iconv -f"
 
 
-@pytest.mark.parametrize(
-    ("stdin", "message"),
-    [
-        (b"caf\xe9", f"not UTF-8 at byte 3; {ICONV} ISO-8859-1 -t UTF-8"),
-        ("é".encode("utf-16"), f"not UTF-8 at byte 0; {ICONV} UTF-16 -t UTF-8"),
-        (b"\x89PNG\r\n\x1a\n\0\0", "binary data, not text: not UTF-8 at byte 0"),
-        (b"text\0text", "binary data, not text: NUL at byte 4"),
-        (
-            b"cut off \xe2\x82",
-            f"not UTF-8 at byte 8; {ICONV} ISO-8859-1 -t UTF-8",
-        ),
-    ],
-)
-def test_input_that_is_not_utf_8(run: Run, stdin: bytes, message: str) -> None:
+NOT_UTF_8 = {
+    "Latin-1": (b"caf\xe9", f"not UTF-8 at byte 3; {ICONV} ISO-8859-1 -t UTF-8"),
+    "German in Latin-1": (
+        "Größe und «Spaß»".encode("latin-1"),
+        f"not UTF-8 at byte 2; {ICONV} ISO-8859-1 -t UTF-8",
+    ),
+    "UTF-16": ("é".encode("utf-16"), f"not UTF-8 at byte 0; {ICONV} UTF-16 -t UTF-8"),
+    "English in UTF-16 without a mark": (
+        "Hi".encode("utf-16-le"),
+        f"NUL at byte 1; {ICONV} UTF-16LE -t UTF-8",
+    ),
+    "English in UTF-16 with the high byte first": (
+        "Hi you".encode("utf-16-be"),
+        f"NUL at byte 0; {ICONV} UTF-16BE -t UTF-8",
+    ),
+    "French in UTF-16 without a mark": (
+        "L'été".encode("utf-16-le"),
+        f"not UTF-8 at byte 4; {ICONV} UTF-16LE -t UTF-8",
+    ),
+    "a picture": (b"\x89PNG\r\n\x1a\n\0\0", "binary data, not text: not UTF-8 at byte 0"),
+    "zeros": (bytes(1000), "binary data, not text: NUL at byte 0"),
+    "a word of zeros": (bytes(3) + b"\1" + bytes(4), "binary data, not text: NUL at byte 0"),
+    "a separator": (b"text\0text", "binary data, not text: NUL at byte 4"),
+    "one bad byte before UTF-8": (
+        b"\xff " + "Grüße aus Köln".encode(),
+        f"not UTF-8 at byte 0; {ICONV} UTF-8 -c -t UTF-8",
+    ),
+    "one bad byte after UTF-8": (
+        "“Hi”, she said".encode() + b"\xe9",
+        f"not UTF-8 at byte 18; {ICONV} UTF-8 -c -t UTF-8",
+    ),
+    "UTF-8 that is cut": (
+        "naïve 🌍".encode()[:-1],
+        f"not UTF-8 at byte 7; {ICONV} UTF-8 -c -t UTF-8",
+    ),
+    "a cut character alone": (
+        b"cut off \xe2\x82",
+        f"not UTF-8 at byte 8; {ICONV} ISO-8859-1 -t UTF-8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_UTF_8)
+def test_what_is_not_utf_8_is_told_how_to_convert(name: str) -> None:
+    data, message = NOT_UTF_8[name]
+    with pytest.raises(xchat.BadInput) as caught:
+        xchat.decode(data)
+    assert caught.value.message == message
+
+
+@needs("iconv")
+@pytest.mark.parametrize("name", ["Latin-1", "UTF-16", "French in UTF-16 without a mark"])
+def test_the_conversion_that_is_advised_converts(name: str) -> None:
+    data, message = NOT_UTF_8[name]
+    out = subprocess.run(message.partition("in: ")[2].split(), input=data, stdout=-1).stdout
+    assert out.decode() in ("café", "é", "L'été")
+
+
+@pytest.mark.parametrize("name", ["Latin-1", "a picture"])
+def test_input_that_is_not_utf_8(run: Run, name: str) -> None:
+    stdin, message = NOT_UTF_8[name]
     for args in (["--dry-run"], ["--dry-run", "-f", "-", "words"]):
         result = run(*args, stdin=stdin, env={"LANG": "en_US.ISO-8859-1", "LC_ALL": "C"})
         assert result == Result(b"", f"xchat: standard input: {message}\n", 2)

@@ -494,13 +494,15 @@ def test_10000_events_in_one_read(api: Api, run: Run) -> None:
     assert run("--stream", "Hi") == Result("".join(texts).encode() + b"\n", "", 0)
 
 
-def test_the_body_asks_for_a_stream_and_its_usage(api: Api, run: Run) -> None:
-    api.will(reply(completion()))
+def test_the_body_asks_for_a_stream_and_with_u_for_its_usage(api: Api, run: Run) -> None:
+    api.will(reply(completion()), reply(completion()))
     assert run("--stream", "Hi").status == 0
-    assert api.requests[0].body == (
-        b'{"model":"grok-4","messages":[{"role":"user","content":"Hi"}],'
-        b'"stream":true,"stream_options":{"include_usage":true}}'
-    )
+    assert run("--stream", "-u", "Hi").status == 0
+    start = b'{"model":"grok-4","messages":[{"role":"user","content":"Hi"}],"stream":true'
+    assert [request.body for request in api.requests] == [
+        start + b"}",
+        start + b',"stream_options":{"include_usage":true}}',
+    ]
 
 
 @pytest.mark.parametrize(
@@ -510,8 +512,12 @@ def test_the_body_asks_for_a_stream_and_its_usage(api: Api, run: Run) -> None:
         (["--no-stream"], "{}", {}),
         ([], "stream: true", {"stream": True}),
         ([], "stream: false", {"stream": False}),
+        (["--stream"], "stream: false", {"stream": True}),
+        (["-u"], "stream: true", {"stream": True, "stream_options": {"include_usage": True}}),
+        (["-u"], "stream: false", {"stream": False}),
+        (["-u"], "{}", {}),
         (
-            ["--stream"],
+            ["--stream", "-u"],
             "stream: false",
             {"stream": True, "stream_options": {"include_usage": True}},
         ),
@@ -522,7 +528,7 @@ def test_the_body_asks_for_a_stream_and_its_usage(api: Api, run: Run) -> None:
             {"stream_options": {"include_usage": False}},
         ),
         (
-            ["--stream"],
+            ["--stream", "-u"],
             "stream_options: {include_usage: false}",
             {"stream": True, "stream_options": {"include_usage": False}},
         ),

@@ -22,6 +22,8 @@ from conftest import HELLO, KEY, File, Result, Run, cases, needs
 from network import HOST, Proxy, tls_for
 from server import HANG, Api, completion, perform, read_request, refusing, reply
 
+import xchat
+
 NOT_ASCII = "contains a space, a control character or a letter outside ASCII"
 # Python's own check of brackets came with 3.11.4
 NO_ADDRESS = ("has no valid address in the brackets", "not a URL")
@@ -129,7 +131,7 @@ def test_the_key_may_stand_in_the_first_line_of_a_file(api: Api, run: Run, tmp_p
     assert run("Hi", env=env) == Result(b"Hello\n", "", 0)
 
 
-@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o444])
 def test_a_key_file_that_others_can_read_gets_a_warning(
     api: Api, run: Run, tmp_path: Path, mode: int
 ) -> None:
@@ -149,10 +151,48 @@ def test_a_key_file_that_cannot_be_read(api: Api, run: Run, name: str, why: str)
     assert result.err.startswith(f"xchat: XAI_API_KEY_FILE: {name}: {why}")
 
 
-def test_an_empty_key_file_is_no_key(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("\nxai-second-line\n")
-    (tmp_path / "key").chmod(0o600)
-    assert run("Hi", env={"XAI_API_KEY_FILE": "key"}) == Result(b"", NO_KEY, 2)
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o440])
+def test_a_group_may_read_a_key_file(api: Api, run: Run, tmp_path: Path, mode: int) -> None:
+    api.key = KEY
+    (tmp_path / "key").write_text(KEY)
+    (tmp_path / "key").chmod(mode)
+    api.will(reply(completion()))
+    assert run("Hi", env={"XAI_API_KEY_FILE": "key"}) == Result(b"Hello\n", "", 0)
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \t\r\n", "\nxai-second-line\n"], ids=repr)
+def test_a_key_file_with_a_blank_first_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "key").write_text(text)
+    monkeypatch.setenv("XAI_API_KEY", " ")
+    monkeypatch.setenv("XAI_API_KEY_FILE", str(tmp_path / "key"))
+    with pytest.raises(xchat.BadInput, match="key: the first line is blank; the key belongs there"):
+        xchat.read_key()
+
+
+LINES = [
+    f"XAI_API_KEY={KEY}",
+    f"export XAI_API_KEY={KEY}",
+    f"XAI_API_KEY='{KEY[:-1]}",
+    f"api_key={KEY}",
+]
+KEYS = [KEY, "YWJjZA==", "abc=", "a.b=c", "sk-a=b"]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_of_a_shell_is_no_key(monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.setenv("XAI_API_KEY", line)
+    with pytest.raises(xchat.BadInput) as caught:
+        xchat.read_key()
+    assert caught.value.message == "XAI_API_KEY: the key begins with 'NAME='; remove that"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_may_hold_an_equals_sign(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setattr(xchat, "hidden_words", {})
+    monkeypatch.setenv("XAI_API_KEY", key)
+    assert xchat.read_key() == key
 
 
 def test_the_key_is_never_shown_not_even_when_the_api_echoes_it(
