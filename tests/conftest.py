@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import resource
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,6 +142,17 @@ class Run:
             raise
         return Result(out, (err or b"").decode(), process.returncode)
 
+    def before_input(self, *args: str, env: dict[str, str] | None = None) -> Result:
+        """Run to the end with a standard input that stays silent, for which it must not wait."""
+        process = self.start(*args, env=env, stdin=subprocess.PIPE)
+        process.wait(20)
+        out, err = process.communicate()
+        return Result(out, err.decode(), process.returncode)
+
+    def by_shell(self, script: str) -> None:
+        """Have a script start the command, which is its "$@"."""
+        self.command = ["sh", "-c", script, "sh", *self.command]
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
@@ -169,18 +184,17 @@ def shell(tmp_path: Path) -> Shell:
 @pytest.fixture
 def shell_api(shell: Shell) -> Iterator[Api]:
     """The server that xchat asks in scripts."""
-    yield from serve(shell)
+    yield from serve(shell, Api())
 
 
 @pytest.fixture
 def api(run: Run) -> Iterator[Api]:
     """The server that run() asks."""
-    yield from serve(run)
+    yield from serve(run, Api())
 
 
-def serve(run: Run) -> Iterator[Api]:
+def serve(run: Run, server: Api) -> Iterator[Api]:
     """Serve a run. At the end the server must be content, and have sent all that it was to."""
-    server = Api()
     run.env["XCHAT_BASE_URL"] = server.url
     yield server
     server.close()
@@ -198,6 +212,37 @@ def file(tmp_path: Path) -> File:
         return name
 
     return write
+
+
+class Screen:
+    """A terminal that a program runs on; what it wrote there, to either or both outputs."""
+
+    def __init__(self, columns: int = 80) -> None:
+        self.ours, self.theirs = pty.openpty()
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    def read_until(self, wanted: bytes) -> bytes:
+        seen = b""
+        while wanted not in seen:
+            seen += os.read(self.ours, 4096)
+        return seen
+
+    def close(self) -> bytes:
+        """Return what is left to read."""
+        os.close(self.theirs)
+        seen = b""
+        try:
+            while block := os.read(self.ours, 4096):
+                seen += block
+        except OSError:  # that is how the end looks
+            os.close(self.ours)
+        return seen
+
+
+@pytest.fixture
+def screen(run: Run) -> Screen:
+    run.env["TERM"] = "xterm"
+    return Screen()
 
 
 @pytest.fixture(scope="session")

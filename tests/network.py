@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import socket
 import ssl
 import subprocess
@@ -106,10 +107,12 @@ def tunnel(port: int) -> Callable[[socket.socket], None]:
     return join
 
 
-def tls_for(authority: trustme.CA, *names: str) -> ssl.SSLContext:
+def tls_for(
+    authority: trustme.CA, *names: str, not_after: datetime.datetime | None = None
+) -> ssl.SSLContext:
     """Return what a server with a certificate for the names needs."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(*names).configure_cert(context)
+    authority.issue_cert(*names, not_after=not_after).configure_cert(context)
     return context
 
 
@@ -121,6 +124,7 @@ def api_behind_a_proxy(authority: trustme.CA, name: str = HOST) -> Api:
     """Return a server with a certificate for the name, which answers as HOST."""
     api = Api(tls=tls_for(authority, name))
     api.host = HOST
+    api.url = URL
     return api
 
 

@@ -146,6 +146,12 @@ class Api(Listener):
         """Say what the next connections get, a script for each."""
         self.scripts += scripts
 
+    def wait_for_requests(self, number: int = 1) -> None:
+        deadline = time.monotonic() + 20
+        while len(self.requests) < number:
+            assert time.monotonic() < deadline, "a request that a test waits for never came"
+            time.sleep(0.005)
+
     @property
     def body(self) -> Any:
         """The one request's body."""

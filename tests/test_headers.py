@@ -84,11 +84,8 @@ def test_a_malformed_line_is_refused_without_its_value(
 ) -> None:
     if "\u2028" in text:
         message = "line 2: Authorization is set by xchat itself"
-    process = run.start(stdin=-1, env={"XCHAT_HEADERS": text})
-    assert process.wait(20) == 2
-    err = process.stderr.read().decode()
-    process.stdin.close()
-    assert (process.stdout.read(), err) == (b"", f"xchat: XCHAT_HEADERS: {message}\n")
+    result = run.before_input(env={"XCHAT_HEADERS": text})
+    assert result == Result(b"", f"xchat: XCHAT_HEADERS: {message}\n", 2)
     assert api.requests == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 
 import pytest
 from conftest import HELLO, Result, Run
@@ -12,11 +11,8 @@ from server import Api, completion, reply
 
 @pytest.mark.parametrize("option", ["-m", "-o", "-f", "-i", "--schema"])
 def test_an_empty_value_is_told_to_be_empty(api: Api, run: Run, option: str) -> None:
-    process = run.start(option, "", "Hi", stdin=subprocess.PIPE)
-    assert process.wait(20) == 2
-    assert process.stderr.read().decode() == f"xchat: {option}: is empty\n"
-    assert process.stdout.read() == b""
-    process.stdin.close()
+    message = f"xchat: {option}: is empty\n"
+    assert run.before_input(option, "", "Hi") == Result(b"", message, 2)
     assert api.requests == []
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import HELLO, KEY, Result, Run
+from conftest import HELLO, KEY, Result, Run, serve
 from network import ESTABLISHED, HOST, SOCKS_OK, URL, Proxy, Socks, api_behind_a_proxy, tls_for
 from network import tunnel as tunnel_to
 from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, refusing, reply, stream
+from test_wire import NO_ADDRESS, NOT_ASCII
 
 
 @pytest.fixture
@@ -19,11 +20,8 @@ def api(authority: trustme.CA, bundle: str, run: Run) -> Iterator[Api]:
     """The server that is asked as xchat.test, which only a proxy can find."""
     server = api_behind_a_proxy(authority)
     server.key = KEY
-    run.env.update(XCHAT_BASE_URL=URL, XAI_API_KEY=KEY, SSL_CERT_FILE=bundle)
-    yield server
-    server.close()
-    assert server.problems == []
-    assert server.scripts == []
+    run.env.update(XAI_API_KEY=KEY, SSL_CERT_FILE=bundle)
+    yield from serve(run, server)
 
 
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"])
@@ -131,6 +129,7 @@ def test_a_proxy_that_refuses_is_not_asked_again(api: Api, run: Run, status: str
         result = run("--retries", "3", "Hi", env=env)
     assert result.err.startswith(f"xchat: {HOST}: the proxy {proxy.host} failed: ")
     assert result.err.endswith(f": {status}\n")
+    assert "secret" not in result.err
     assert (result.out, result.status, result.err.count("\n")) == (b"", 3, 1)
     assert len(proxy.asked) == 1
 
@@ -195,29 +194,56 @@ def test_a_bad_certificate_of_the_proxy_itself(api: Api, run: Run, bundle: str) 
 SCHEMES = "http:// or https:// or socks5h:// or socks5:// or socks4a:// or socks4://"
 
 
-@pytest.mark.parametrize("name", ["HTTPS_PROXY", "ALL_PROXY"])
-@pytest.mark.parametrize("scheme", ["ftp", "socks", "sock5", "quic"])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [
+        ("HTTPS_PROXY", "ftp"),
+        ("HTTPS_PROXY", "quic"),
+        ("ALL_PROXY", "socks"),
+        ("ALL_PROXY", "sock5"),
+    ],
+)
 def test_a_scheme_that_nobody_speaks_is_told_before_anything_is_read(
     api: Api, run: Run, name: str, scheme: str
 ) -> None:
     env = {name: f"{scheme}://user:secret@127.0.0.1:9"}
-    process = run.start("--retries", "3", stdin=-1, env=env)
-    assert process.wait(20) == 2
     message = f"xchat: HTTPS_PROXY or ALL_PROXY: must begin with {SCHEMES}\n"
-    assert (process.stdout.read(), process.stderr.read().decode()) == (b"", message)
-    process.stdin.close()
+    assert run.before_input("--retries", "3", env=env) == Result(b"", message, 2)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://user:se/cret@h:1", "has no valid port"),
+        ("http://user:se#cret@h:1", "has no valid port"),
+        ("http://user:secret@", "has no valid host name"),
+        ("http://user:secret@[bad", "not a URL"),
+        ("http://user:secret@[bad]:1", NO_ADDRESS),
+        ("user:secret@h:port", "has no valid port"),
+        ("http://user:secret@a b", NOT_ASCII),
+        ("http://user:sécret@h:1", NOT_ASCII),
+        ("gopher://user:secret@h:1", "must begin with http:// or https:// or socks5h://"),
+    ],
+)
+def test_a_malformed_proxy_is_told_without_its_password(
+    run: Run, url: str, message: str | tuple[str, str]
+) -> None:
+    env = {"XCHAT_BASE_URL": "https://xchat.invalid/v1", "XAI_API_KEY": KEY, "HTTPS_PROXY": url}
+    result = run("Hi", env=env)
+    assert (result.out, result.status) == (b"", 2)
+    place, words = result.err[:33], result.err[33:]
+    assert place == "xchat: HTTPS_PROXY or ALL_PROXY: "
+    assert words.startswith(message)
+    assert result.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("scheme", ["socks4", "socks4a", "socks5", "socks5h"])
 def test_a_socks_proxy_without_pysocks(api: Api, run: Run, tmp_path: Path, scheme: str) -> None:
     (tmp_path / "sitecustomize.py").write_text('import sys; sys.modules["socks"] = None\n')
     env = {"ALL_PROXY": f"{scheme}://user:secret@127.0.0.1:9", "PYTHONPATH": str(tmp_path)}
-    process = run.start("--retries", "3", stdin=-1, env=env)
-    assert process.wait(20) == 2
     message = "SOCKS needs PySocks: pip install PySocks, or Debian's python3-socks"
     message = f"xchat: HTTPS_PROXY or ALL_PROXY: {message}\n"
-    assert (process.stdout.read(), process.stderr.read().decode()) == (b"", message)
-    process.stdin.close()
+    assert run.before_input("--retries", "3", env=env) == Result(b"", message, 2)
 
 
 @pytest.fixture

@@ -340,7 +340,7 @@ def test_a_full_disk_is_told(api: Api, run: Run, args: list[str]) -> None:
 def test_closed_standard_output_is_told_before_anything_is_sent(
     api: Api, run: Run, args: list[str]
 ) -> None:
-    run.command = ["sh", "-c", 'exec "$@" >&-', "sh", *run.command]
+    run.by_shell('exec "$@" >&-')
     assert run(*args).status == 1
     assert run(*args).err == "xchat: standard output: closed\n"
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import itertools
 import json
 import os
-import pty
 import random
 import re
 import signal
-import struct
-import termios
 import threading
 import time
 import zlib
@@ -21,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Result, Run, cases, needs_file, said
+from conftest import Result, Run, Screen, cases, needs_file, said
 from server import (
     HANG,
     RESET,
@@ -556,37 +552,6 @@ def test_a_stream_in_a_file_is_written_as_it_comes(api: Api, run: Run) -> None:
     assert os.read(process.stdout.fileno(), 100) == b"one "
     written.set()
     assert process.wait(20) == 0
-
-
-class Screen:
-    """A terminal that a program runs on; what it wrote there, to either or both outputs."""
-
-    def __init__(self, columns: int = 80) -> None:
-        self.ours, self.theirs = pty.openpty()
-        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-
-    def read_until(self, wanted: bytes) -> bytes:
-        seen = b""
-        while wanted not in seen:
-            seen += os.read(self.ours, 4096)
-        return seen
-
-    def close(self) -> bytes:
-        """Return what is left to read."""
-        os.close(self.theirs)
-        seen = b""
-        try:
-            while block := os.read(self.ours, 4096):
-                seen += block
-        except OSError:  # that is how the end looks
-            os.close(self.ours)
-        return seen
-
-
-@pytest.fixture
-def screen(run: Run) -> Screen:
-    run.env["TERM"] = "xterm"
-    return Screen()
 
 
 CONTROLS = [

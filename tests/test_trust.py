@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import ssl
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import HELLO, File, Run, needs
+from conftest import HELLO, KEY, File, Run, needs, serve
 from network import bundle_of, hashed, tls_for
 from server import Api, completion, reply
 
@@ -20,11 +21,7 @@ VARIABLES = [*FILES, "SSL_CERT_DIR"]
 @pytest.fixture
 def api(run: Run, authority: trustme.CA) -> Iterator[Api]:
     """The server that run() asks by https."""
-    server = Api(tls=tls_for(authority, "127.0.0.1"))
-    run.env["XCHAT_BASE_URL"] = server.url
-    yield server
-    server.close()
-    assert (server.problems, server.scripts) == ([], [])
+    yield from serve(run, Api(tls=tls_for(authority, "127.0.0.1")))
 
 
 NO_PEM = "contains no certificate in PEM"
@@ -34,26 +31,25 @@ DAMAGED = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 
 def refused(run: Run, name: str, path: str) -> str:
     """Return what is said of a trust store; it is said before standard input is read."""
-    process = run.start("--retries", "3", stdin=-1, env={name: path})
-    assert process.wait(20) == 2
-    assert process.stdout.read() == b""
-    process.stdin.close()
-    err: str = process.stderr.read().decode()
-    return err
+    result = run.before_input("--retries", "3", env={name: path})
+    assert (result.out, result.status) == (b"", 2)
+    return result.err
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "\n", "\0\x30\x82", KEY_ONLY, DAMAGED],
+    ids=["empty", "blank", "binary", "a key", "damaged"],
+)
+def test_a_file_without_a_certificate(api: Api, run: Run, file: File, content: str) -> None:
+    path = file(content, "store")
+    assert refused(run, FILES[0], path) == f"xchat: {FILES[0]}: store: {NO_PEM}\n"
+    assert api.requests == []
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize(
-    "content",
-    ["junk", "", "\n", "\0\x30\x82", KEY_ONLY, DAMAGED],
-    ids=["text", "empty", "blank", "binary", "a key", "damaged"],
-)
-def test_a_file_without_a_certificate(
-    api: Api, run: Run, file: File, name: str, content: str
-) -> None:
-    path = file(content, "store")
-    assert refused(run, name, path) == f"xchat: {name}: store: {NO_PEM}\n"
-    assert api.requests == []
+def test_a_file_of_text_is_no_certificate(api: Api, run: Run, file: File, name: str) -> None:
+    assert refused(run, name, file("junk", "store")) == f"xchat: {name}: store: {NO_PEM}\n"
 
 
 @pytest.mark.parametrize("name", VARIABLES)
@@ -157,6 +153,34 @@ def test_that_the_systems_store_was_used_is_told(api: Api, run: Run) -> None:
     paths = ssl.get_default_verify_paths()
     stores = [paths.openssl_capath, paths.openssl_cafile, "certifi"]
     assert untrusted(api, run, {}) in [f"(trusted: {path})" for path in stores]
+
+
+OLD = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("name", "not_after", "is_trusted"),
+    [("127.0.0.1", None, False), ("other.test", None, True), ("127.0.0.1", OLD, True)],
+    ids=["of an authority unknown", "of another host", "expired"],
+)
+def test_a_certificate_that_cannot_be_trusted(
+    run: Run,
+    authority: trustme.CA,
+    bundle: str,
+    name: str,
+    not_after: datetime.datetime | None,
+    is_trusted: bool,
+) -> None:
+    api = Api(tls=tls_for(authority, name, not_after=not_after))
+    env = {"XCHAT_BASE_URL": api.url, "XAI_API_KEY": KEY}
+    if is_trusted:
+        env["SSL_CERT_FILE"] = bundle
+    result = run("Hi", "--retries", "2", env=env)
+    assert (result.out, result.status) == (b"", 3)
+    assert result.err.startswith(f"xchat: {api.host}: cannot trust its certificate: ")
+    assert result.err.count("\n") == 1  # no retry
+    api.close()
+    assert api.requests == []
 
 
 def test_the_first_variable_of_several_wins(

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import importlib.util
 import os
 import re
 import socket
-import ssl
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
-from conftest import HELLO, KEY, File, Result, Run, cases, needs
+from conftest import HELLO, KEY, File, Result, Run, cases
 from network import HOST, Proxy, tls_for
-from server import HANG, Api, completion, perform, read_request, refusing, reply
+from server import HANG, Api, completion, perform, read_request, reply
 
 import xchat
 
@@ -60,10 +55,7 @@ def test_loopback_gets_no_key_where_there_is_none(api: Api, run: Run) -> None:
 
 @cases("blank", {"unset": {}, "empty": {"XAI_API_KEY": ""}, "blank": {"XAI_API_KEY": " \t\n"}})
 def test_no_key_is_told_before_anything_is_read(run: Run, blank: dict[str, str]) -> None:
-    process = run.start("-f", "nowhere", stdin=-1, env=blank)
-    assert process.wait(20) == 2
-    assert (process.stdout.read(), process.stderr.read().decode()) == (b"", NO_KEY)
-    process.stdin.close()
+    assert run.before_input("-f", "nowhere", env=blank) == Result(b"", NO_KEY, 2)
 
 
 @pytest.mark.parametrize(
@@ -342,14 +334,12 @@ PLAIN_URLS = ["http://ollama:11434/v1", "http://192.168.1.20:8080/v1", "http://[
 
 @pytest.mark.parametrize("url", [*PLAIN_URLS, "http://localhost.test/v1", "http://0.0.0.0/v1"])
 def test_plain_http_to_another_host_with_a_key(run: Run, url: str) -> None:
-    process = run.start(stdin=-1, env={"XCHAT_BASE_URL": url, "XAI_API_KEY": KEY})
-    assert process.wait(20) == 2
     message = (
         "xchat: XCHAT_BASE_URL: plain http would show the key to the network: use https,"
         " or unset XAI_API_KEY\n"
     )
-    assert (process.stdout.read(), process.stderr.read().decode()) == (b"", message)
-    process.stdin.close()
+    env = {"XCHAT_BASE_URL": url, "XAI_API_KEY": KEY}
+    assert run.before_input(env=env) == Result(b"", message, 2)
 
 
 @pytest.mark.parametrize("url", [*PLAIN_URLS, f"http://{HOST}/v1"])
@@ -389,120 +379,6 @@ def test_ipv6_loopback_is_loopback(run: Run) -> None:
     assert result.err.startswith(f"xchat: [::1]:{port}: ")
 
 
-@pytest.fixture
-def proxy() -> Iterator[tuple[str, list[bytes]]]:
-    """A proxy that refuses: its host and port, and the heads of what it was asked."""
-    asked: list[bytes] = []
-
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = server.accept()
-                with connection:
-                    asked.append(connection.recv(65536))
-                    connection.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield f"127.0.0.1:{server.getsockname()[1]}", asked
-        server.shutdown(socket.SHUT_RDWR)
-        thread.join(20)
-
-
-def test_loopback_never_goes_through_a_proxy(
-    api: Api, run: Run, key: str, proxy: tuple[str, list[bytes]]
-) -> None:
-    names = ["http_proxy", "HTTPS_PROXY", "ALL_PROXY"]
-    api.will(reply(completion()))
-    assert run("Hi", env=dict.fromkeys(names, f"http://{proxy[0]}")) == Result(b"Hello\n", "", 0)
-    assert proxy[1] == []
-
-
-@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
-def test_a_proxy_that_refuses_is_told_without_its_password(
-    run: Run, proxy: tuple[str, list[bytes]], name: str
-) -> None:
-    env = {
-        "XCHAT_BASE_URL": "https://xchat.invalid/v1",
-        "XAI_API_KEY": KEY,
-        name: f"http://user:secret@{proxy[0]}",
-    }
-    result = run("Hi", env=env)
-    assert (result.out, result.status) == (b"", 3)
-    assert result.err.startswith(f"xchat: xchat.invalid: the proxy {proxy[0]} failed: ")
-    assert "407" in result.err  # what the proxy said
-    assert "secret" not in result.err
-    assert result.err.count("\n") == 1
-    (asked,) = proxy[1]
-    assert asked.startswith(b"CONNECT xchat.invalid:443 HTTP/1.")
-    assert KEY.encode() not in asked
-
-
-def test_a_proxy_that_is_not_there(run: Run) -> None:
-    env = {"XCHAT_BASE_URL": "https://xchat.invalid/v1", "XAI_API_KEY": KEY}
-    with refusing() as server:
-        port = server.getsockname()[1]
-        env["HTTPS_PROXY"] = f"http://user:secret@127.0.0.1:{port}"
-        message = f"xchat: xchat.invalid: the proxy 127.0.0.1:{port} failed: Connection refused\n"
-        assert run("Hi", env=env) == Result(b"", message, 3)
-    env["HTTPS_PROXY"] = "socks5://user:secret@127.0.0.1:9"
-    result = run("Hi", env=env)
-    if importlib.util.find_spec("socks"):
-        start = "xchat: xchat.invalid: the proxy 127.0.0.1:9 failed: "
-    else:
-        start = "xchat: HTTPS_PROXY or ALL_PROXY: SOCKS needs PySocks: "
-    assert result.out == b""
-    assert result.status == (3 if "failed" in start else 2)
-    assert result.err.startswith(start)
-    assert "secret" not in result.err
-    assert result.err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("http://user:se/cret@h:1", "has no valid port"),
-        ("http://user:se#cret@h:1", "has no valid port"),
-        ("http://user:secret@", "has no valid host name"),
-        ("http://user:secret@[bad", "not a URL"),
-        ("http://user:secret@[bad]:1", NO_ADDRESS),
-        ("user:secret@h:port", "has no valid port"),
-        ("http://user:secret@a b", NOT_ASCII),
-        ("http://user:sécret@h:1", NOT_ASCII),
-        ("gopher://user:secret@h:1", "must begin with http:// or https:// or socks5h://"),
-    ],
-)
-def test_a_malformed_proxy_is_told_without_its_password(
-    run: Run, url: str, message: str | tuple[str, str]
-) -> None:
-    env = {"XCHAT_BASE_URL": "https://xchat.invalid/v1", "XAI_API_KEY": KEY, "HTTPS_PROXY": url}
-    result = run("Hi", env=env)
-    assert (result.out, result.status) == (b"", 2)
-    place, words = result.err[:33], result.err[33:]
-    assert place == "xchat: HTTPS_PROXY or ALL_PROXY: "
-    assert words.startswith(message)
-    assert result.err.count("\n") == 1
-
-
-def test_no_proxy_goes_around_the_proxy(run: Run, proxy: tuple[str, list[bytes]]) -> None:
-    env = {
-        "XCHAT_BASE_URL": "https://xchat.invalid/v1",
-        "XAI_API_KEY": KEY,
-        "HTTPS_PROXY": f"http://{proxy[0]}",
-        "NO_PROXY": ".invalid",
-    }
-    assert "cannot find the host" in run("Hi", env=env).err
-    assert proxy[1] == []
-
-
-def test_a_trust_store_that_is_not_there(run: Run) -> None:
-    env = {"XCHAT_BASE_URL": "https://xchat.invalid/v1", "XAI_API_KEY": KEY}
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"):
-        result = run("Hi", env={**env, name: "/nowhere"})
-        assert result == Result(b"", f"xchat: {name}: /nowhere: No such file or directory\n", 2)
-
-
 def test_no_argument_and_no_file_moves_the_key(
     api: Api, run: Run, key: str, tmp_path: Path, file: File
 ) -> None:
@@ -510,79 +386,6 @@ def test_no_argument_and_no_file_moves_the_key(
     api.will(reply(completion()))
     name = file("model: m\nbase_url: https://evil.test/v1\nurl: https://evil.test\n")
     assert run("-q", "-f", name, "XCHAT_BASE_URL=https://evil.test") == Result(b"Hello\n", "", 0)
-
-
-def serve_tls(certificate: trustme.LeafCert) -> Api:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    certificate.configure_cert(context)
-    return Api(tls=context)
-
-
-VARIABLES = ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"]
-
-
-@pytest.mark.parametrize("name", VARIABLES)
-def test_a_trust_store_of_ones_own(run: Run, authority: trustme.CA, bundle: str, name: str) -> None:
-    api = serve_tls(authority.issue_cert("127.0.0.1"))
-    api.will(reply(completion()))
-    env = {"XCHAT_BASE_URL": api.url, name: bundle}
-    assert run("Hi", env=env) == Result(b"Hello\n", "", 0)
-    api.close()
-    assert api.problems == []
-
-
-@needs("openssl")
-def test_a_directory_of_hashed_certificates(
-    run: Run, authority: trustme.CA, bundle: str, tmp_path: Path
-) -> None:
-    hashed = subprocess.run(
-        ["openssl", "x509", "-noout", "-subject_hash", "-in", bundle], stdout=-1, check=True
-    ).stdout.decode()
-    (tmp_path / "hashed").mkdir()
-    (tmp_path / "hashed" / f"{hashed.strip()}.0").symlink_to(bundle)
-    api = serve_tls(authority.issue_cert("127.0.0.1"))
-    api.will(reply(completion()))
-    path = os.pathsep.join(["/nowhere", str(tmp_path / "hashed")])
-    env = {"XCHAT_BASE_URL": api.url, "SSL_CERT_DIR": path}
-    assert run("Hi", env=env) == Result(b"Hello\n", "", 0)
-    api.close()
-
-
-OLD = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
-
-
-@pytest.mark.parametrize(
-    ("name", "not_after", "is_trusted"),
-    [("127.0.0.1", None, False), ("other.test", None, True), ("127.0.0.1", OLD, True)],
-    ids=["of an authority unknown", "of another host", "expired"],
-)
-def test_a_certificate_that_cannot_be_trusted(
-    run: Run,
-    authority: trustme.CA,
-    bundle: str,
-    name: str,
-    not_after: datetime.datetime | None,
-    is_trusted: bool,
-) -> None:
-    api = serve_tls(authority.issue_cert(name, not_after=not_after))
-    env = {"XCHAT_BASE_URL": api.url, "XAI_API_KEY": KEY}
-    if is_trusted:
-        env["SSL_CERT_FILE"] = bundle
-    result = run("Hi", "--retries", "2", env=env)
-    assert (result.out, result.status) == (b"", 3)
-    assert result.err.startswith(f"xchat: {api.host}: cannot trust its certificate: ")
-    assert result.err.count("\n") == 1  # no retry
-    api.close()
-    assert api.requests == []
-
-
-@pytest.mark.parametrize("name", VARIABLES)
-def test_a_trust_store_that_is_none(run: Run, tmp_path: Path, name: str) -> None:
-    path = tmp_path / "junk"
-    path.write_text("junk")
-    message = f"xchat: {name}: {path}: contains no certificate in PEM\n"
-    env = {"XCHAT_BASE_URL": "https://127.0.0.1:9/v1", name: str(path)}
-    assert run("Hi", env=env) == Result(b"", message, 2)
 
 
 def test_https_to_a_server_that_speaks_http(run: Run) -> None:
