@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from conftest import HELLO, Run
+from conftest import HELLO, Run, cases
 from server import Api, chunk, completion, event
 
 CHUNKED = (
@@ -23,22 +23,22 @@ def in_a_chunk(data: bytes) -> bytes:
 
 
 HALF = event(chunk("Hel"))
-PLACES = [
-    (b"", "before the first chunk"),
-    (b"1", "in its size"),
-    (b"1f", "after its size"),
-    (b"1f\r", "in the line break after its size"),
-    (b"1f\r\n", "before its data"),
-    (b"1f\r\ndata: ", "in its data"),
-    (b"7\r\ndata: x", "after its data"),
-    (b"7\r\ndata: x\r", "in the line break after its data"),
-    (b"7\r\ndata: x\r\n", "before the last chunk"),
-    (b"zz\r\nx\r\n0\r\n\r\n", "where a size is none"),
-]
+PLACES = {
+    "before the first chunk": b"",
+    "in its size": b"1",
+    "after its size": b"1f",
+    "in the line break after its size": b"1f\r",
+    "before its data": b"1f\r\n",
+    "in its data": b"1f\r\ndata: ",
+    "after its data": b"7\r\ndata: x",
+    "in the line break after its data": b"7\r\ndata: x\r",
+    "before the last chunk": b"7\r\ndata: x\r\n",
+    "where a size is none": b"zz\r\nx\r\n0\r\n\r\n",
+}
 PROGRAMMERS = r"invalid literal|int\(\)|base 16|IncompleteRead|InvalidChunk|b'|bytes|Errno|Error\("
 
 
-@pytest.mark.parametrize("rest", [place for place, _ in PLACES], ids=[name for _, name in PLACES])
+@cases("rest", PLACES)
 def test_a_chunked_stream_that_is_cut(api: Api, run: Run, rest: bytes) -> None:
     api.will([chunked_head("text/event-stream") + in_a_chunk(HALF) + rest])
     result = run("--stream", "Hi")
@@ -47,10 +47,10 @@ def test_a_chunked_stream_that_is_cut(api: Api, run: Run, rest: bytes) -> None:
     assert not re.search(PROGRAMMERS, result.err)
 
 
-@pytest.mark.parametrize("rest", [place for place, _ in PLACES], ids=[name for _, name in PLACES])
-def test_a_chunked_completion_that_is_cut(api: Api, run: Run, rest: bytes) -> None:
+@pytest.mark.parametrize("place", ["before the first chunk", "in its data", "where a size is none"])
+def test_a_chunked_completion_that_is_cut(api: Api, run: Run, place: str) -> None:
     half = json.dumps(completion()).encode()[:60]
-    api.will([chunked_head("application/json") + in_a_chunk(half) + rest])
+    api.will([chunked_head("application/json") + in_a_chunk(half) + PLACES[place]])
     result = run("--no-stream", "Hi")
     assert (result.out, result.status, result.err.count("\n")) == (b"", 1, 1)
     assert result.err.startswith(f"xchat: {api.host}: the reply is cut short: ")

@@ -62,6 +62,16 @@ USER_MESSAGES_FIRST = """\
 """
 
 
+def refusal_of(path: Path, text: str | bytes) -> str:
+    """What is said of a file, behind its name."""
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(xchat.BadInput) as caught:
+        xchat.read_conversations([str(path)])
+    place, said = caught.value.message.split(": ", 1)
+    assert place == str(path)
+    return said
+
+
 def messages_of(result: Result) -> Any:
     assert (result.err, result.status) == ("", 0)
     return json.loads(result.out)["messages"]
@@ -365,12 +375,8 @@ BAD = [
 def test_a_bad_file_is_one_line_that_says_where(
     tmp_path: Path, text: str | bytes, message: str | tuple[str, ...]
 ) -> None:
-    path = tmp_path / "c"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(xchat.BadInput) as caught:
-        xchat.read_conversations([str(path)])
-    place, said = caught.value.message.split(": ", 1)
-    assert (place, "\n" in said) == (str(path), False)
+    said = refusal_of(tmp_path / "c", text)
+    assert "\n" not in said
     assert any(
         said.startswith(words) if words.endswith(": ") else said in (words, words + A_TEXT)
         for words in ([message] if isinstance(message, str) else message)
@@ -433,12 +439,10 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_text_that_is_given_as_a_conversation(api: Api, run: Run, file: File, name: str) -> None:
-    result = run("-f", file(TEXTS[name], name), "Summarize")
-    assert (result.out, result.status, result.err.count("\n")) == (b"", 2, 1)
-    assert result.err.startswith(f"xchat: {name}: ")
-    assert result.err.endswith(f"{A_TEXT}\n")
-    assert api.requests == []
+def test_a_text_that_is_given_as_a_conversation(tmp_path: Path, name: str) -> None:
+    said = refusal_of(tmp_path / name, TEXTS[name])
+    assert said.endswith(A_TEXT)
+    assert "\n" not in said
 
 
 WORDS = {
@@ -453,9 +457,14 @@ WORDS = {
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_a_text_that_parses_is_told_what_it_is(run: Run, file: File, name: str) -> None:
-    result = run("--dry-run", "-f", file(TEXTS[name], name), "Summarize")
-    assert result == Result(b"", f"xchat: {name}: {WORDS[name]}{A_TEXT}\n", 2)
+def test_a_text_that_parses_is_told_what_it_is(tmp_path: Path, name: str) -> None:
+    assert refusal_of(tmp_path / name, TEXTS[name]) == f"{WORDS[name]}{A_TEXT}"
+
+
+def test_a_text_that_is_given_as_a_conversation_is_not_sent(api: Api, run: Run, file: File) -> None:
+    message = f"xchat: package.json: {WORDS['package.json']}{A_TEXT}\n"
+    assert run("-f", file(PACKAGE, "package.json"), "Summarize") == Result(b"", message, 2)
+    assert api.requests == []
 
 
 OTHERS = {
@@ -467,10 +476,10 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_text_that_looks_like_yaml(run: Run, file: File, name: str) -> None:
-    result = run("--dry-run", "-f", file(OTHERS[name]), "Summarize")
-    assert (result.out, result.status, result.err.count("\n")) == (b"", 2, 1)
-    assert result.err.endswith(f"{A_TEXT}\n")
+def test_a_text_that_looks_like_yaml(tmp_path: Path, name: str) -> None:
+    said = refusal_of(tmp_path / "c", OTHERS[name])
+    assert said.endswith(A_TEXT)
+    assert "\n" not in said
 
 
 def test_the_way_out_works(api: Api, run: Run, tmp_path: Path) -> None:
@@ -500,10 +509,9 @@ RAW = {
 
 
 @cases(("text", "line"), RAW)
-def test_a_line_break_inside_a_string_of_json(run: Run, file: File, text: str, line: int) -> None:
-    result = run("--dry-run", "-f", file(text), "Hi")
-    message = f"xchat: c: line {line}: a line break in a string; write \\n\n"
-    assert result == Result(b"", message, 2)
+def test_a_line_break_inside_a_string_of_json(tmp_path: Path, text: str, line: int) -> None:
+    message = f"line {line}: a line break in a string; write \\n"
+    assert refusal_of(tmp_path / "c", text) == message
 
 
 def test_a_line_break_inside_a_string_of_yaml_is_yaml(run: Run, file: File) -> None:
@@ -582,17 +590,20 @@ def hostile(levels: int) -> str:
         "deep lists in YAML": ("- " * 100_000, YAML_TOO_DEEP),
         "a text of 100 MB": ("x" * 100_000_000, "-f: more than 64 MiB"),
         "deep lists of 60 MB": ("[" * 60_000_000, "nested more than 100 levels deep"),
-        "a number in base 60 that is none": ("seed: " + ":1" * 30_000_000, ""),
+        "a number in base 60 that is none": ("seed: " + ":1" * 10_000_000, ""),
         "a number in base 60": ("seed: 1" + ":1" * 30_000_000, ""),
         "a number in base 60 with a tag": (
-            "seed: !!int 1" + ":1" * 30_000_000,
+            "seed: !!int 1" + ":1" * 10_000_000,
             f"line 1: the YAML tag !!int {NO_TAG}",
         ),
-        "4 million directives": (
-            "%TAG !a! tag:x\n" * 4_000_000,
+        "2 million directives": (
+            "%TAG !a! tag:x\n" * 2_000_000,
             "line 1: %TAG is not accepted; remove it",
         ),
-        "3 million values": ("[" + '"",' * 3_000_000 + ",]", "more than 1,000,000 values"),
+        "more than a million values": (
+            "[" + '"",' * 1_100_000 + ",]",
+            "more than 1,000,000 values",
+        ),
         "a string of escapes without an end": ('["' + '\\"' * 500_000, "not JSON: "),
         "a key of 60 MB": ("a" * 60_000_000 + ": b", "not YAML: "),
         "binary data": (b"\xff" * 60_000_000, "not UTF-8 at byte 0"),

@@ -6,6 +6,8 @@ import pytest
 from conftest import Result, Run
 from server import STREAM_HEAD, Api, completion, reply, stream
 
+import xchat
+
 
 @pytest.mark.parametrize(
     ("text", "code"),
@@ -29,12 +31,16 @@ from server import STREAM_HEAD, Api, completion, reply, stream
         ("é\n```\n🌍\u2028\n```", "🌍\u2028\n"),
     ],
 )
-def test_the_inside_of_the_first_fenced_block_is_extracted(
-    api: Api, run: Run, text: str, code: str
-) -> None:
+def test_the_inside_of_the_first_fenced_block_is_extracted(text: str, code: str) -> None:
+    inside = xchat.extract_code(text)
+    assert inside + "\n" * (not inside.endswith("\n")) == code
+
+
+def test_what_is_extracted_is_all_that_is_written(api: Api, run: Run) -> None:
+    text = "Do:\n```sh\nls é\n```\nor\n```\nno\n```\n"
     api.will(reply(completion(text)), [STREAM_HEAD + stream(*text)])
-    assert run("-x", "Hi") == Result(code.encode(), "", 0)
-    assert run("-x", "--stream", "Hi") == Result(code.encode(), "", 0)
+    assert run("-x", "Hi") == Result("ls é\n".encode(), "", 0)
+    assert run("-x", "--stream", "Hi") == Result("ls é\n".encode(), "", 0)
 
 
 def test_an_empty_block_is_no_reply(api: Api, run: Run) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import pty
 import signal
 import stat
 import threading
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PNG, File, Result, Run, Shell, cases, needs_file
+from conftest import PNG, File, Result, Run, Screen, Shell, cases, needs_file
 from server import STREAM_HEAD, Api, chunk, completion, event, reply, stream
 
 
@@ -21,7 +19,7 @@ def test_the_output_takes_the_place_of_the_file_and_keeps_its_mode(
     api: Api, run: Run, tmp_path: Path
 ) -> None:
     api.will(reply(completion("One")), reply(completion("Two")), reply(completion("Three")))
-    run.command = ["sh", "-c", 'umask 027; exec "$@"', "sh", *run.command]
+    run.by_shell('umask 027; exec "$@"')
     out = tmp_path / "out"
     assert run("-o", "out", "Hi") == Result(b"", "", 0)
     assert (out.read_text(), stat.S_IMODE(out.stat().st_mode)) == ("One\n", 0o640)
@@ -66,7 +64,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(
 ) -> None:
     name = file("yesterday's", "report")
     api.will(reply(completion("x" * 9999)))
-    run.command = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *run.command]
+    run.by_shell('ulimit -f 1; exec "$@"')
     assert run("-o", name, "Hi") == Result(b"", "xchat: report: File too large\n", 1)
     assert (tmp_path / name).read_text() == "yesterday's"
     assert os.listdir(tmp_path) == [name]
@@ -81,8 +79,7 @@ def test_a_turn_that_cannot_be_added_leaves_the_output_as_it_was(
     gate = threading.Event()
     api.will([gate, *reply(completion())])
     process = run.start("-o", "report", "-af", "c/c", "Hi")
-    while not api.requests:
-        assert process.poll() is None
+    api.wait_for_requests()
     file("broken", "c/c")
     gate.set()
     assert process.wait(20) == 1
@@ -180,7 +177,7 @@ def test_a_reader_that_has_gone_ends_it_as_without_the_option(api: Api, run: Run
 
 def test_the_output_needs_no_standard_output(api: Api, run: Run, tmp_path: Path) -> None:
     api.will(reply(completion()))
-    run.command = ["sh", "-c", 'exec "$@" >&-', "sh", *run.command]
+    run.by_shell('exec "$@" >&-')
     assert run("-o", "out", "Hi") == Result(b"", "", 0)
     assert (tmp_path / "out").read_text() == "Hello\n"
 
@@ -189,8 +186,7 @@ def test_an_interrupt_leaves_no_file_behind(api: Api, run: Run, tmp_path: Path) 
     gate = threading.Event()
     api.will([gate, *reply(completion())])
     process = run.start("-o", "out", "Hi")
-    while not api.requests:
-        assert process.poll() is None
+    api.wait_for_requests()
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == -signal.SIGTERM
     gate.set()
@@ -215,59 +211,64 @@ CODE = '# T\n```json\n{"a": 1}\n```\n'
 REQUEST = [["-p", "seed=7"], ["--schema", "schema"], ["-i", "image"], ["-f", "c"], ["-m", "m"]]
 
 
-@pytest.mark.parametrize("options", [*([option] for option in REQUEST), REQUEST], ids=str)
-@pytest.mark.parametrize("way", [[], ["--stream"], ["--no-stream"]], ids=str)
+@pytest.mark.parametrize("options", [*REQUEST, [], ["--stream"], ["--no-stream"]])
 def test_a_dry_run_writes_what_is_posted_for_every_option(
-    api: Api, run: Run, file: File, options: list[list[str]], way: list[str]
+    api: Api, run: Run, file: File, options: list[str]
 ) -> None:
     file("{}", "schema")
     file(PNG, "image")
     file("system: é\nhistory:\n- user: '1'\ntop_p: 0.95\n", "c")
-    args = [arg for option in [*options, ["-s", "S", "-t", "0"], way] for arg in option]
-    api.will([STREAM_HEAD + stream("1")] if "--stream" in way else reply(completion("1")))
+    several = [] if options in REQUEST else [arg for option in REQUEST for arg in option]
+    args = [*several, *options, "-s", "S", "-t", "0"]
+    api.will([STREAM_HEAD + stream("1")] if "--stream" in args else reply(completion("1")))
     assert run(*args, "Q", "-", stdin=b"more").status == 0
     dry = run("--dry-run", *args, "Q", "-", stdin=b"more")
     assert dry == Result(api.requests[0].body + b"\n", "", 0)
-    again = run("--dry-run", "-f", file(dry.out, "r.json"))
-    assert again == dry
-    if "-f" not in args:
-        assert run("--dry-run", *args, "-x", "-u", "-af", "new", "Q", "-", stdin=b"more") == dry
-        assert not (run.home / "new").exists()
-    in_file = run("--dry-run", *args, "-o", "out", "Q", "-", stdin=b"more")
-    assert in_file == Result(b"", "", 0)
+    assert run("--dry-run", "-f", file(dry.out, "r.json")) == dry
+
+
+def test_a_dry_run_is_the_same_whatever_becomes_of_the_reply(run: Run) -> None:
+    dry = run("--dry-run", "--schema", "{}", "Q")
+    assert run("--dry-run", "--schema", "{}", "-x", "-u", "-af", "new", "Q") == dry
+    assert run("--dry-run", "--schema", "{}", "-o", "out", "Q") == Result(b"", "", 0)
     assert (run.home / "out").read_bytes() == dry.out
+    assert os.listdir(run.home) == ["out"]
 
 
 # to a pipe and to a terminal
 WAYS = [([], False), (["--stream"], False), ([], True)]
 FORMS = [[], ["-x"], ["--json"]]
-OUTPUTS = [[], ["-o", "out"], ["-af", "new"], ["-u"], ["--schema", "schema"]]
+OUTPUTS = [
+    [],
+    ["-o", "out"],
+    ["-af", "new", "-u", "--schema", "schema"],
+    ["-af", "new", "-u", "--schema", "schema", "-o", "out"],
+]
 
 
-@pytest.mark.parametrize(("way", "is_terminal"), WAYS, ids=str)
-@pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("outputs", [*itertools.combinations(OUTPUTS, 2)], ids=str)
+@pytest.mark.parametrize(("way", "is_terminal"), WAYS)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("outputs", OUTPUTS)
 def test_every_form_of_output_goes_with_every_other(
     api: Api,
     run: Run,
     file: File,
     way: list[str],
     form: list[str],
-    outputs: list[list[str]],
+    outputs: list[str],
     is_terminal: bool,
 ) -> None:
     way = ["-p", "stream=true"] if way and form == ["--json"] else way  # --stream is an error
-    args = [arg for option in [way, form, *outputs] for arg in option]
+    args = [*way, *form, *outputs]
     text = '{"a": 1}' if "--schema" in args and form != ["-x"] else CODE
     file("{}", "schema")
     is_live = is_terminal and not form and "-o" not in args
     body = stream(text) if way or is_live else json.dumps(completion(text)).encode()
     api.will([STREAM_HEAD + body] if way or is_live else reply(body))
     if is_terminal:
-        here, there = pty.openpty()
-        process = run.start(*args, "Q", stdout=there)
-        os.close(there)
-        out = read_terminal(here)
+        screen = Screen()
+        process = run.start(*args, "Q", stdout=screen.theirs)
+        out = screen.close().replace(b"\r\n", b"\n")
         err = process.communicate(timeout=20)[1].decode()
         status = process.returncode
     else:
@@ -287,31 +288,18 @@ def test_every_form_of_output_goes_with_every_other(
         assert json.loads(err)["model"] == "grok-4.7"
 
 
-def read_terminal(fd: int) -> bytes:
-    out = b""
-    try:
-        while block := os.read(fd, 65536):
-            out += block
-    except OSError:
-        pass
-    os.close(fd)
-    return out.replace(b"\r\n", b"\n")
-
-
 def test_a_terminal_that_is_named_is_shown_the_controls_too(api: Api, run: Run) -> None:
     api.will(reply(completion("\x1b]0;t\x07")))
-    here, there = pty.openpty()
-    process = run.start("-o", os.ttyname(there), "Hi")
+    screen = Screen()
+    process = run.start("-o", os.ttyname(screen.theirs), "Hi")
     assert process.wait(20) == 0
-    os.close(there)
-    assert read_terminal(here) == b"^[]0;t^G\n"
+    assert screen.close() == b"^[]0;t^G\r\n"
 
 
 def test_a_terminal_is_shown_the_controls_of_a_body(api: Api, run: Run) -> None:
     api.will(reply(b'{"choices":[{"message":{"content":"\x1b]0;t\x07\xff\xc2\x9b"}}]}'))
-    here, there = pty.openpty()
-    process = run.start("--json", "Hi", stdout=there)
-    os.close(there)
-    out = read_terminal(here).decode()
+    screen = Screen()
+    process = run.start("--json", "Hi", stdout=screen.theirs)
+    out = screen.close().decode()
     assert process.wait(20) == 1  # control characters are not JSON
     assert '"^[]0;t^G\ufffd<U+009B>"' in out

@@ -5,14 +5,13 @@ from __future__ import annotations
 import email.utils
 import re
 import socket
-import subprocess
 import threading
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Result, Run, cases, needs, said
+from conftest import KEY, Result, Run, Shell, cases, needs, said
 from server import (
     HANG,
     RESET,
@@ -49,12 +48,13 @@ def test_nothing_is_posted_again_unless_asked_for(api: Api, run: Run) -> None:
 
 @pytest.mark.parametrize("status", [429, 500, 503, 529])
 def test_what_cannot_have_produced_a_reply_is_posted_again(api: Api, run: Run, status: int) -> None:
+    api.key = KEY
     api.will(reply(b"no", f"{status} No", Retry_After="0.1"), ANSWER)
-    result = run("--retries", "3", "Hi")
+    result = run("--retries", "3", "Hi", env={"XAI_API_KEY": KEY})
     assert (result.out, result.status) == (b"Hello\n", 0)
+    assert re.fullmatch(AGAIN + "\n", result.err)
     ((why, wait),) = waits(result)
-    hint = "; no key was sent" if status == 500 else ""
-    assert why == f"{status} No: no{hint} (request id req-7)"
+    assert why == f"{status} No: no (request id req-7)"
     assert 0.1 <= wait <= 1.2
     assert len(api.requests) == 2
     assert api.requests[0] == api.requests[1]
@@ -73,7 +73,6 @@ def test_at_most_as_often_as_asked_for(api: Api, run: Run) -> None:
     assert result.err.splitlines()[-1].endswith("429 Too Many: Slow down (request id req-7)")
 
 
-GATEWAYS = (502, 504, *range(520, 528), 530)
 ONCE = {
     # the answer, the exit status
     "status 400": (reply(b"no", "400 Bad"), 4),
@@ -82,7 +81,6 @@ ONCE = {
     "status 404": (reply(b"no", "404 No"), 4),
     "status 408": (reply(b"no", "408 Late"), 5),
     "status 422": (reply(b"no", "422 No"), 4),
-    **{f"status {gateway}": (reply(b"no", f"{gateway} No"), 5) for gateway in GATEWAYS},
     "a redirect": (reply(b"", "302 Found", Location="/"), 4),
     "no credit": (reply({"error": "used all available credits"}, "429 No"), 4),
     "a long wait": (overloaded(Retry_After="121"), 5),
@@ -117,7 +115,8 @@ def test_what_may_have_been_paid_for_or_will_not_help_is_posted_once(
     api: Api, run: Run, answer: list[Any], status: int
 ) -> None:
     api.will(answer)
-    result = run("--retries", "5", "--stream", "--timeout", "4", "Hi")
+    timeout = "2" if HANG in answer else "20"
+    result = run("--retries", "5", "--stream", "--timeout", timeout, "Hi")
     assert result.status == status
     assert result.err.count("\n") == 1
     assert waits(result) == []
@@ -125,24 +124,12 @@ def test_what_may_have_been_paid_for_or_will_not_help_is_posted_once(
     assert len(api.requests) == 1
 
 
-@pytest.mark.parametrize("status", GATEWAYS)
+@pytest.mark.parametrize("status", [502, 504, *range(520, 528), 530])
 def test_what_a_gateway_says_is_posted_once(api: Api, run: Run, status: int) -> None:
     api.will(reply(b"upstream", f"{status} Gateway", Retry_After="0.01"))
     result = run("--retries", "3", "Hi")
     assert result == Result(b"", said(api, f"{status} Gateway: upstream"), 5)
     assert len(api.requests) == 1
-
-
-@pytest.mark.parametrize("status", [429, 500, 503, 529])
-def test_what_a_busy_server_says_is_posted_again(api: Api, run: Run, status: int) -> None:
-    api.will(reply(b"busy", f"{status} No", Retry_After="0.01"), reply(completion()))
-    env = {"XAI_API_KEY": "xai-0123456789"}
-    api.key = env["XAI_API_KEY"]
-    result = run("--retries", "3", "Hi", env=env)
-    assert (result.out, result.status) == (b"Hello\n", 0)
-    begin = re.escape(said(api, f"{status} No: busy").rstrip())
-    assert re.fullmatch(rf"{begin}; trying again in \d\.\d s\n", result.err)
-    assert api.requests[0] == api.requests[1]
 
 
 @pytest.mark.parametrize(
@@ -256,43 +243,33 @@ class Busy(Api):
 
 
 @pytest.fixture
-def busy(run: Run, tmp_path: Path) -> Any:
+def busy(shell: Shell) -> Iterator[Busy]:
+    """The server that xchat asks in scripts, and the list of prompts."""
     server = Busy()
-    run.env["XCHAT_BASE_URL"] = server.url
-    run.env["PATH"] = f"{tmp_path / 'bin'}:{run.env['PATH']}"
-    (tmp_path / "bin").mkdir()
-    command = tmp_path / "bin" / "xchat"
-    command.write_text("#!/bin/sh\nexec " + " ".join(run.command) + ' "$@"\n')
-    command.chmod(0o755)
-    (tmp_path / "list").write_text("".join(f"prompt {n}\n" for n in range(64)))
+    shell.env["XCHAT_BASE_URL"] = server.url
+    (shell.home / "list").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
     yield server
     server.close()
 
 
-PROMPTS = sorted(f"prompt {n}" for n in range(64))
-
-
-def shell(run: Run, line: str) -> str:
-    return subprocess.run(
-        ["sh", "-c", line], env=run.env, cwd=run.home, stdout=-1, check=False
-    ).stdout.decode()
+PROMPTS = sorted(f"prompt {n}" for n in range(32))
 
 
 @needs("xargs")
-def test_64_at_a_time_under_xargs(run: Run, busy: Busy) -> None:
-    line = "tr '\\n' '\\0' <list | xargs -0 -P 64 -n 1 xchat -q --retries 30 -n --"
-    out = shell(run, line)
+def test_32_at_a_time_under_xargs(shell: Shell, busy: Busy) -> None:
+    line = "tr '\\n' '\\0' <list | xargs -0 -P 32 -n 1 xchat -q --retries 30 -n --"
+    out = shell(line, timeout=120).out.decode()
     assert sorted(busy.answered) == PROMPTS
     assert sorted(out.splitlines()) == [f"re: {prompt}" for prompt in PROMPTS]
 
 
 @needs("parallel")
-def test_64_at_a_time_under_parallel(run: Run, busy: Busy) -> None:
-    line = "parallel -j 64 --joblog log --resume-failed xchat -q -n -- {} :::: list 2>/dev/null"
+def test_32_at_a_time_under_parallel(shell: Shell, busy: Busy) -> None:
+    line = "parallel -j 32 --joblog log --resume-failed xchat -q -n -- {} :::: list 2>/dev/null"
     out = ""
     for _ in range(20):
         is_done = len(busy.answered) == len(PROMPTS)
-        out += shell(run, line)
+        out += shell(line, timeout=120).out.decode()
         if is_done:  # and the last time asked for nothing
             break
     assert sorted(busy.answered) == PROMPTS  # each was paid for exactly once
