@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from conftest import Result, Run, cases, said
+from conftest import KEY, Result, Run, cases, said
 from server import Api, reply
 
 NGINX = """<html>\r
@@ -121,7 +121,7 @@ def test_that_no_key_was_sent_is_told(
     api.will(reply({"error": "who?"}, f"{status} No"), reply({"error": "who?"}, f"{status} No"))
     hint = "; no key was sent" if is_told else ""
     assert run("Hi") == Result(b"", said(api, f"{status} No: who?{hint}"), exit_status)
-    api.key = "xai-0123456789"
+    api.key = KEY
     result = run("Hi", env={"XAI_API_KEY": api.key})
     assert result == Result(b"", said(api, f"{status} No: who?"), exit_status)
 

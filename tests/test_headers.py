@@ -7,7 +7,7 @@ import re
 
 import pytest
 import trustme
-from conftest import HELLO, SECRET, File, Result, Run
+from conftest import HELLO, KEY, SECRET, File, Result, Run
 from network import ESTABLISHED, URL, Proxy, api_behind_a_proxy, tunnel
 from server import STREAM_HEAD, Api, chunk, completion, event, reply
 
@@ -31,7 +31,7 @@ def test_blank_lines_are_no_headers(api: Api, run: Run, text: str) -> None:
 
 
 def test_headers_go_with_the_key_and_with_a_stream(api: Api, run: Run) -> None:
-    api.key = "xai-0123456789"
+    api.key = KEY
     api.will([STREAM_HEAD + event(chunk("Hello", finish_reason="stop"))])
     env = {"XAI_API_KEY": api.key, "XCHAT_HEADERS": "X-Tag: team"}
     assert run("--stream", "Hi", env=env) == HELLO
