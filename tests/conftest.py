@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import resource
-import shlex
 import shutil
 import signal
 import struct
@@ -70,8 +69,9 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     """Name a case that is a command line, or an environment, by its words."""
     if isinstance(val, dict):
         val = [f"{name}={value}" for name, value in val.items()]
-    if isinstance(val, (list, tuple)) and all(isinstance(word, str) for word in val):
-        return shlex.join(val)[:40] or "none"
+    if isinstance(val, (list, tuple)) and all(isinstance(word, (str, bytes)) for word in val):
+        words = (word if word and isinstance(word, str) else ascii(word) for word in val)
+        return " ".join(words)[:40] or "none"
     return None
 
 

@@ -356,15 +356,15 @@ BAD = [
     ("- user: \x1b[0m", "not YAML: "),
     ('[{"role": "user" "content": "hi"}]', "not JSON: "),
     ('{"user": "hi"', "not JSON: "),
-    ("[" * 100_000, "nested more than 100 levels deep"),
-    ('{"a":' * 100_000, "nested more than 100 levels deep"),
-    ("[" * 300 + "]" * 300, "nested more than 100 levels deep"),
+    pytest.param("[" * 100_000, "nested more than 100 levels deep", id="brackets without an end"),
+    pytest.param('{"a":' * 100_000, "nested more than 100 levels deep", id="braces without an end"),
+    pytest.param("[" * 300 + "]" * 300, "nested more than 100 levels deep", id="300 lists"),
     ("[" + "{}," * 200 + "[" * 101, "nested more than 100 levels deep"),
     ('{"user": "a"}' + "[" * 100_000, "nested more than 100 levels deep"),
     ('{"user": "a"}\n{"model": ' + "[" * 300 + "]" * 300 + "}", "nested more than 100 levels deep"),
-    ("- " * 100_000, YAML_TOO_DEEP),
-    ("a: " + "[" * 100_000, YAML_TOO_DEEP),
-    ("? " * 100_000, YAML_TOO_DEEP),
+    pytest.param("- " * 100_000, YAML_TOO_DEEP, id="items in items"),
+    pytest.param("a: " + "[" * 100_000, YAML_TOO_DEEP, id="brackets in a mapping of YAML"),
+    pytest.param("? " * 100_000, YAML_TOO_DEEP, id="keys of keys"),
 ]
 
 
