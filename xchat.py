@@ -1257,19 +1257,20 @@ def ask(
             reply.request_id = response.headers.get("x-request-id")
             blocks = read_blocks(answer, reply, deadline)
             if not 200 <= response.status < 300:
-                raise refusal(response, read_error(response, blocks, reply), server)
+                said = read_error(response, blocks, reply)
+                raise refusal(response, said, server, is_stream=bool(body.get("stream")))
             for text in read_reply(blocks, reply):
                 status.end()
                 yield text
             return
         except Failure as failure:
-            message = reply.blame(failure.message)
+            blamed = reply.blame(failure)
             seconds = seconds_to_wait(failure, attempt)
             if attempt == retries or seconds is None or seconds > deadline.seconds_left():
-                raise type(failure)(message) from None
+                raise blamed from None
         finally:
             status.erase()
-        log.warning(f"{message}; trying again in {seconds:.1f} s")
+        log.warning(f"{blamed.message}; trying again in {seconds:.1f} s")
         time.sleep(seconds)
 
 
@@ -1590,21 +1591,23 @@ def tell_sockets(event: str, args: Any) -> None:
 
 
 class Reply:
-    """What is known of the reply so far.  Of the choices, only that with index 0 counts."""
+    """What has come of the reply.  Of the choices, only that with index 0 counts."""
 
     def __init__(self, host: str, *, keep_body: bool = False) -> None:
         self.host = host
         self.start = time.monotonic()
         self.request_id: str | None = None
-        self.texts: list[str] = []
+        self.body: bytearray | None = bytearray() if keep_body else None
+        self.pieces: list[str] = []  # of the text
         self.model: Any = None
         self.usage: JSON = {}
-        self.has_message = False
-        self.is_thinking = False
-        self.finish_reason: Any = None
+        self.finish_reason = ""
         self.refusals: list[str] = []
-        self.tool_calls: Any = None
-        self.body: bytearray | None = bytearray() if keep_body else None
+        self.has_choice = self.has_deltas = self.has_tool_calls = self.is_thinking = False
+        self.is_done = False  # [DONE] came, or the end of a body that is no stream
+        self.other: bytes | None = None  # the first data that is no completion and no error
+        self.error: Failure | None = None  # in the server's words
+        self.cut: Failure | None = None  # why nothing more could be read
 
     def forget_attempt(self) -> None:
         """Discard the traces of an earlier attempt."""
@@ -1612,97 +1615,141 @@ class Reply:
         if self.body:
             self.body.clear()
 
-    def blame(self, message: str) -> str:
-        """Return the message with what it is about: the host and the request."""
+    def blame(self, failure: Failure) -> Failure:
+        """Return the failure with what it is about: the host and the request."""
         suffix = f" (request id {self.request_id})" if self.request_id else ""
-        return f"{self.host}: {message}{suffix}"
+        return type(failure)(f"{self.host}: {failure.message}{suffix}")
 
     @property
     def text(self) -> str:
-        return "".join(self.texts)
+        return without_surrogates("".join(self.pieces))
+
+
+# When a reply is whole: the first row that fits decides.  All but the first two are status 1.
+#
+#   what came                                              what is said
+#   an error, but not after a natural end                  that, with status 4 or 5
+#   no finish reason, and something broke off              that; the deadline is status 3
+#   nothing that is a completion                           how it begins
+#   no finish reason, no [DONE], no end of a single body   cut short
+#   a tool call, with --json                               nothing: it is whole
+#   no text, but a tool call, reasoning or a refusal       which of them
+#   a finish reason that is no natural end                 what cut it off
+#   no text, or with -x none in the block                  empty
+#   text that is not JSON, with --schema                   not JSON
+#   anything else                                          nothing: it is whole
+NATURAL_ENDS = ("stop", "end_turn", "stop_sequence", "eos", "eos_token", "complete", "completed")
+TOOL_ENDS = ("tool_calls", "function_call", "tool_use")
+CUTS = {
+    **dict.fromkeys(("length", "max_tokens", "model_length"), " at the token limit"),
+    **dict.fromkeys(TOOL_ENDS, " by a tool call"),
+    "content_filter": " by the content filter",
+}
+
+
+def judge(reply: Reply, text: str, *, wants_json: bool) -> Failure | None:
+    """Return why the reply is not whole, None if it is; text is what will be written of it."""
+    reason = reply.finish_reason.lower()
+    if reply.error or (reply.cut and not reason):
+        return reply.error or reply.cut
+    said = ""
+    if not reply.has_choice and reply.other is not None:
+        said = f"the server's answer is not a chat completion: {excerpt(reply.other)}"
+    elif not (reason or reply.is_done):
+        said = "the reply is cut short: the stream ended without a finish reason"
+    elif reply.body is not None and reply.has_tool_calls and reason in NATURAL_ENDS + TOOL_ENDS:
+        pass
+    elif not reply.pieces and (found := found_instead(reply)):
+        said = f"the reply is {found}"
+    elif reason not in ("", *NATURAL_ENDS):
+        why = f"{CUTS.get(reason, '')} (finish reason {reply.finish_reason!r})"
+        said = f"the reply is cut off{why}"
+    elif not reply.pieces:
+        said = f"the reply is empty{reason and f': finish reason {reason!r}'}"
+    elif not text.strip() and reply.text.strip():
+        said = "the code block is empty"
+    elif wants_json and not is_json(text):
+        said = "the reply is not JSON"
+    return BadReply(said) if said else None
+
+
+def found_instead(reply: Reply) -> str:
+    """Return what a reply without text is, as far as it is known."""
+    if reply.has_tool_calls:
+        return "a tool call, not text"
+    if reply.refusals:
+        return f"empty: {''.join(reply.refusals)}"
+    if reply.is_thinking:
+        may_help = "-p reasoning_effort=low or a larger --max-tokens may help"
+        return f"empty: the model only reasoned; {may_help}"
+    return ""
+
+
+def is_json(text: str) -> bool:
+    try:
+        load_json(text)
+    except (ValueError, BadInput):
+        return False
+    return True
 
 
 def read_reply(blocks: Iterable[bytes], reply: Reply) -> Iterator[str]:
-    """Yield the text of the reply as it comes; raise a Failure if that is not all of it.
+    """Yield the text of the reply as it comes, and record the rest in the reply.
 
     A completion is a stream of one event: a ChatResponse for a body that is no stream,
-    ChatResponseChunks for one that is, https://docs.x.ai/docs/guides/streaming-response.  With a
-    finish reason the text is whole; whatever goes wrong after it does not matter.
+    ChatResponseChunks for one that is, https://docs.x.ai/docs/guides/streaming-response.
     """
-    failure = None
-    is_done = False
     half = ""  # of a surrogate pair, which servers in JavaScript split over two events
-    last = b""
     try:
         for events in read_events(blocks):
             text = half
-            try:
-                for data in events:
-                    is_done = is_done or data == b"[DONE]"
-                    if not is_done:
-                        last = data
-                        text += add_event(reply, data)
-            except Failure as error:
-                failure = error
-                if isinstance(error, BadReply) and (text or reply.texts):
-                    failure = BadReply(f"the reply is cut short: the rest is {error.message}")
+            for data in events:
+                if not (reply.is_done or reply.error or reply.cut):
+                    text += add_event(reply, data)
             half = text[-1] if "\ud800" <= text[-1:] <= "\udbff" else ""
             if text := without_surrogates(text.removesuffix(half)):
-                reply.texts.append(text)
                 yield text
-            if is_done or failure:
+            if reply.is_done or reply.error or reply.cut:
                 break
-    except Failure as error:
-        failure = error
+    except Failure as failure:
+        reply.cut = failure
     if half:
-        reply.texts.append("\ufffd")
         yield "\ufffd"
-    if failure and not reply.finish_reason:
-        raise failure
-    if not (is_done or reply.finish_reason):
-        raise BadReply("the reply is cut short: the stream ended without a finish reason")
-    if last and not reply.has_message:
-        raise BadReply(f"not a completion: {excerpt(last)}")
-    check_finish(reply)
+
+
+KNOWN_LINE = re.compile(rb"(?:data|event|id|retry)?:")
 
 
 def read_events(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Yield the data of the server-sent events that end in each block.
 
     By https://html.spec.whatwg.org/#server-sent-events, but the end of the stream ends its last
-    event, if that is whole.  A body without an event is the data of one, with [DONE] after it.
+    event, if that is whole.  A body without a line of a stream is the data of one event, with
+    [DONE] after it.
     """
     data: list[bytes] = []
-    head: list[bytes] | None = []  # the lines so far, while there was no event
+    body: list[bytes] | None = []  # the lines so far, while none is one of a stream
     for lines in read_lines(blocks):
         events = []
         for line in lines:
             if line.startswith(b"data:"):
                 data.append(line[5:].removeprefix(b" "))
+                body = None
             elif not line:
                 if any(data):
                     events.append(b"\n".join(data))
                 data = []
-        if events:
-            yield events
-            head = None
-        elif head is not None:
-            head += lines
+            elif body is not None:
+                if KNOWN_LINE.match(line):
+                    body = None
+                else:
+                    body.append(line)
+        yield events
     last = b"\n".join(data)
-    if last == b"[DONE]" or is_whole(last):
+    if last == b"[DONE]" or json_in(last.decode(errors="replace")) is not None:
         yield [last]
-    elif head is not None:
-        body = b"\n".join(head)
-        if not re.match(rb"\s*(data|event|id|retry)?:", body):
-            yield [body, b"[DONE]"]
-
-
-def is_whole(data: bytes) -> bool:
-    try:
-        json.loads(data)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    elif body is not None:
+        yield [b"\n".join(body), b"[DONE]"]
 
 
 BOM = b"\xef\xbb\xbf"
@@ -1731,44 +1778,67 @@ def read_lines(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def add_event(reply: Reply, data: bytes) -> str:
-    """Return the text of a completion or a chunk; record the rest in the reply."""
-    try:
-        value = json.loads(data.removeprefix(BOM).decode(errors="replace"))
-    except (ValueError, RecursionError):
-        value = None
+    """Return the text of a completion or a chunk; record the rest of it, or an error."""
+    if data == b"[DONE]":
+        reply.is_done = True
+        return ""
+    value = json_in(data.removeprefix(BOM).decode(errors="replace"))
+    may_be_text = reply.has_choice or not data.rstrip().endswith(b"}")
+    if value is None and data.lstrip().startswith(b"{") and may_be_text:
+        reply.cut = BadReply(f"the reply is cut short: broken JSON: {excerpt(data)}")
+    choice = first_choice(value)
+    if not choice:  # a heartbeat, say
+        reply.other = data if reply.other is None else reply.other
     if not isinstance(value, dict):
-        is_cut = re.match(rb"\s*\{", data) and not re.search(rb"\}\s*\Z", data)
-        raise BadReply(f"not a {'whole ' if is_cut else ''}completion: {excerpt(data)}")
-    if value.get("error") and not value.get("choices"):
-        raise error_in_reply(value)
+        return ""
+    if is_error(value) and reply.finish_reason.lower() not in NATURAL_ENDS:
+        reply.error = error_in_reply(value, data)
     reply.model = value.get("model") or reply.model
     reply.usage = mapping_in(value, "usage") or reply.usage
-    choices = value.get("choices")
-    choice: JSON = {}
-    for item in choices if isinstance(choices, list) else ():
-        if isinstance(item, dict) and not item.get("index"):  # a server may leave out a single 0
-            choice = item
-            break
-    reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
-    message = choice.get("delta") or choice.get("message")
-    if not isinstance(message, dict):
-        reply.has_message = reply.has_message or "delta" in choice
-        return ""
-    reply.has_message = True
-    if message.get("refusal"):
-        reply.refusals.append(text_in(message["refusal"]))
-    reply.tool_calls = message.get("tool_calls") or reply.tool_calls
-    if message.get("reasoning_content"):
-        reply.is_thinking = True
-    return text_in(message.get("content"))
+    reply.finish_reason = str(choice.get("finish_reason") or reply.finish_reason)
+    return add_choice(reply, choice)
+
+
+def first_choice(value: Any) -> JSON:
+    """Return the choice with index 0, which a server may leave out; empty where there is none."""
+    choices = value.get("choices") if isinstance(value, dict) else None
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and not choice.get("index"):
+            return choice
+    return {}
+
+
+def add_choice(reply: Reply, choice: JSON) -> str:
+    """Return the text of a choice that is new; record what else it is."""
+    reply.has_choice = reply.has_choice or "delta" in choice or "message" in choice
+    delta, message = mapping_in(choice, "delta"), mapping_in(choice, "message")
+    for part in (delta, message):
+        if part.get("reasoning_content") or part.get("reasoning"):
+            reply.is_thinking = True
+        if part.get("tool_calls") or part.get("function_call"):
+            reply.has_tool_calls = True
+        if part.get("refusal"):
+            reply.refusals.append(text_in(part["refusal"]))
+    text = text_in(delta.get("content"))
+    if text:
+        reply.has_deltas = True
+    else:
+        text = text_in(message.get("content"))
+        if reply.has_deltas:  # it has come by deltas
+            so_far = "".join(reply.pieces)
+            text = text[len(so_far) :] if text.startswith(so_far) else ""
+    if text:
+        reply.pieces.append(text)
+    return text
 
 
 def text_in(content: Any) -> str:
     """Return the text of a message's content, which may be a list of parts."""
-    if isinstance(content, list):
-        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        return "".join(part["text"] for part in parts if isinstance(part.get("text"), str))
-    return content if isinstance(content, str) else ""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    parts = [part if isinstance(part, dict) else {"type": "text", "text": part} for part in content]
+    texts = [part.get("text") for part in parts if part.get("type") in ("text", "output_text")]
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def mapping_in(value: JSON, name: str) -> JSON:
@@ -1783,20 +1853,6 @@ def without_surrogates(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
-
-
-def check_finish(reply: Reply) -> None:
-    """Raise BadReply when what came is not a whole reply."""
-    reason = reply.finish_reason
-    if reason == "length":
-        raise BadReply("the reply is cut off at the token limit (finish reason 'length')")
-    if reason == "content_filter":
-        raise BadReply("the reply is cut off by the content filter")
-    if not reply.texts and reply.tool_calls:
-        raise BadReply("the reply is a tool call, not text")
-    if not reply.texts:
-        why = "".join(reply.refusals) or (reason and f"finish reason {reason!r}")
-        raise BadReply(f"the reply is empty{f': {why}' if why else ''}")
 
 
 # What went wrong -----------------------------------------------------------------------------
@@ -1907,18 +1963,26 @@ def explain(error: Exception) -> str:
     return (isinstance(root, OSError) and root.strerror) or str(root) or type(root).__name__
 
 
-# a 429 or an error in a 200 says only in words that it is not about the rate
-NO_CREDIT = r"(?i)\bcredits?\b|spending limit|insufficient_quota"
-
-
-# the API's words, Ollama's and LiteLLM's for a model that is not there
-NO_MODEL = (
-    r"(?i)\bmodel\b.{,200}\bnot (found|exist)|\b(unknown|invalid|no such) model|model_not_found"
+NO_MODEL = (  # the API's words, Ollama's and LiteLLM's
+    r"\bmodel\b.{,200}\bnot (found|exist)|\b(unknown|invalid|no such) model|model_not_found"
+)
+NO_ENDPOINT = (
+    r"\b(no such|unknown|unexpected) (endpoint|route|path|url)|could not route"
+    r"|\b(endpoint|route|path|url|page)\b.{,99}\bnot (found|exist)"
+)
+NO_CREDIT = (  # which is 403, 429 or 200 as well
+    r"\bcredits?\b|spending limit|insufficient[ _](quota|balance|funds)|\bbilling_"
+    r"|payment.required|balance.{,40}(too low|insufficient|not enough)"
+)
+# codes for what repeating does not help: the API's, old and new, and those of its like
+REFUSAL = (
+    r"invalid.(argument|request|api|param|model|token)|permission|unauthenticated"
+    r"|unauthori[sz]ed|authentication|not[ _-]found|content.policy|^4(?!08|29)\d\d$"
 )
 
 
-def refusal(response: HTTPResponse, body: bytes, server: Server) -> Failure:
-    """Return the failure that a response outside 200 to 299 means, in the API's words."""
+def refusal(response: HTTPResponse, body: bytes, server: Server, *, is_stream: bool) -> Failure:
+    """Return the failure that a response outside 200 to 299 means, in the server's words."""
     status = response.status
     message = f"{status} {response.reason or ''}".strip()
     if status == 407 and server.proxy:
@@ -1928,19 +1992,34 @@ def refusal(response: HTTPResponse, body: bytes, server: Server) -> Failure:
         where = f" (to {location})" if location else ""
         return Refused(f"{message}: redirects are not followed{where}")
     text = body.removeprefix(BOM).decode(errors="replace").strip()
-    words = page_words(text) if text.startswith("<") else api_words(text) or "no reason given"
-    message += f": {words}"
-    if status in (400, 404) and re.search(NO_MODEL, words):
-        message += "; -m or XCHAT_MODEL names another"
-    if status in (401, 403, 500) and not server.key:
-        message += "; no key was sent"
+    value = json_in(text)
+    said = page_words(text, message) if text.startswith("<") else words_in(value) or text
+    hint = advice(said, status=status, has_key=bool(server.key), is_stream=is_stream)
+    message += f": {said or 'no reason given'}{hint}"
     is_refused = status < 500 and status not in (408, 429)
-    if is_refused or (status == 429 and re.search(NO_CREDIT, words)):
+    if is_refused or (status == 429 and says(NO_CREDIT, f"{said}\n{codes_in(value)}")):
         return Refused(message)
     seconds = retry_after(response)
     if 1 <= seconds < 1e10:
-        message += f"; asks to wait {seconds:.0f} s"
-    return Unavailable(message, repeat_after=seconds if status in REPEATABLE else None)
+        message += f"; the server asks to wait {seconds:.0f} s"
+    # a page or a plain text is a gateway's, behind which the API may have had the request
+    is_repeatable = status == 429 or (status in REPEATABLE and value is not None)
+    return Unavailable(message, repeat_after=seconds if is_repeatable else None)
+
+
+def advice(said: str, *, status: int, has_key: bool = True, is_stream: bool = False) -> str:
+    """Return what may help, where an error is known."""
+    if status in (200, 400, 404) and says(NO_MODEL, said):
+        return "; -m or XCHAT_MODEL names another"
+    if status in (404, 405) or (status == 200 and says(NO_ENDPOINT, said)):
+        return "; XCHAT_BASE_URL usually ends in /v1"
+    if status == 401 and not has_key:
+        return "; no key was sent"
+    if is_stream and status in (400, 403, 422, 501) and "stream_options" in said:
+        return "; it is not sent without -u"
+    if is_stream and status in (400, 403, 422, 501) and says(r"\bstream", said):
+        return "; --no-stream asks for the whole reply at once"
+    return ""
 
 
 def read_error(response: HTTPResponse, blocks: Iterator[bytes], reply: Reply) -> bytes:
@@ -1951,7 +2030,36 @@ def read_error(response: HTTPResponse, blocks: Iterator[bytes], reply: Reply) ->
     with contextlib.suppress(Failure):
         while len(body) < ERROR_LIMIT and (block := next(blocks, b"")):
             body += block
+    if len(body) >= ERROR_LIMIT:  # half a word at the end may be half of a secret
+        del body[body.rfind(b" ", 0, ERROR_LIMIT) + 1 :]
     return bytes(body)
+
+
+def is_error(value: JSON) -> bool:
+    """Say whether a server calls this an error; with status 200 that takes many forms."""
+    if value.get("error") or "error" in (value.get("object"), value.get("type")):
+        return True
+    if value.get("error_code") or mapping_in(value, "base_resp").get("status_code"):
+        return True
+    if choices := value.get("choices"):
+        return any(isinstance(choice, dict) and choice.get("error") for choice in choices)
+    if value.get("success") is False:
+        return True
+    is_fine = value.get("type") == "ping" or value.get("code") in (0, 200)
+    keys = ("message", "msg", "detail", "errors", "error_message", "error_msg")
+    return not is_fine and any(words_in(value.get(key)) for key in keys)
+
+
+def error_in_reply(value: JSON, data: bytes) -> Failure:
+    """Return the failure that an error with status 200 means."""
+    said = words_in(value) or data.decode(errors="replace")
+    lasting = "|".join((NO_CREDIT, NO_MODEL, NO_ENDPOINT, REFUSAL))
+    kind = Refused if says(lasting, f"{said}\n{codes_in(value)}") else Unavailable
+    return kind(f"error in the reply: {said}{advice(said, status=200)}")
+
+
+def says(pattern: str, text: str) -> bool:
+    return re.search(pattern, text, re.IGNORECASE | re.MULTILINE) is not None
 
 
 def retry_after(response: HTTPResponse) -> float:
@@ -1967,59 +2075,75 @@ def retry_after(response: HTTPResponse) -> float:
         return 0
 
 
-# codes for what repeating does not help: the API's, old and new, and those of its like
-REFUSAL_CODE = (
-    r"(?i)invalid|permission|unauthenticated|authentication|not[ _-]found|content.policy"
-    r"|^4(?!08|29)\d\d$"
-)
+def json_in(text: str) -> Any:
+    """Return the value of a text that is JSON, else None."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return json.loads(text)
+    return None
 
 
-def error_in_reply(value: JSON) -> Failure:
-    """Return the failure that an error object with status 200 means."""
-    inner = value["error"] if isinstance(value["error"], dict) else value
-    code = str(inner.get("code") or inner.get("type"))
-    words = api_words(value)
-    is_lasting = re.search(REFUSAL_CODE, code) or re.search(NO_CREDIT, words)
-    return (Refused if is_lasting else Unavailable)(f"error in the reply: {words}")
-
-
-def api_words(error: Any) -> str:
-    """Return what an error says, parsed or not, in any of the shapes that it comes in."""
-    words = words_in(error) or (error if isinstance(error, str) else json.dumps(error))
-    return re.sub(r"\s?\[WKE=[^]]*\]", "", words[:9999])  # a marker for the API's own clients
+# where errors keep their words, the general before the specific, and their codes
+WORD_KEYS = (
+    "title error message msg error_message error_msg status_msg text detail details"
+    " error_description reason base_resp metadata raw errors validation invalid-params"
+).split()
+CODE_KEYS = ("code", "type", "status", "status_code", "error_code")
 
 
 def words_in(value: Any, depth: int = 0) -> str:
-    """Return the text in {"error": text}, {"error": {"message": text}}, a string of JSON, ...
+    """Return what an error says, in any of the shapes that it comes in; "" where there is nothing.
 
-    What a body says beside that is added: the errors of problem+json (RFC 9457), the place and
-    the message of each item in FastAPI's detail.
+    Some are problem+json (RFC 9457), FastAPI's list of places and messages, JSON inside a text.
+    Each text is said once, three of a mapping and five of a list at most.
     """
     if isinstance(value, str):
-        with contextlib.suppress(ValueError, RecursionError):
-            return (depth < 5 and words_in(json.loads(value), depth + 1)) or value
-        return value
-    if isinstance(value, list) and depth < 5:
-        return "; ".join(filter(None, (words_in(item, depth + 1) for item in value[:5])))
-    if isinstance(value, dict) and depth < 5:
-        keys = ("error", "message", "detail", "msg", "title")
-        found = (words_in(value[key], depth + 1) for key in keys if value.get(key))
-        words = next(filter(None, found), "")
-        place = value.get("loc") or value.get("pointer")
-        more = value.get("errors") or value.get("error_description")
-        if isinstance(place, list):
-            place = ".".join(map(str, place))
-        words = f"{place}: {words}" if place and words else words
-        return ": ".join(filter(None, [words, words_in(more, depth + 1) if more else ""]))
-    return ""
+        inner = json_in(value) if value[:1] in ("{", "[") else None
+        return words_in(inner, depth) or re.sub(r"\s?\[WKE=[^]]*\]", "", value).strip()
+    if isinstance(value, list) and depth < 9:
+        return "; ".join(dict.fromkeys(filter(None, (words_in(v, depth + 1) for v in value[:5]))))
+    if not isinstance(value, dict) or depth > 8:
+        return ""
+    said: list[str] = []
+    for words in (words_in(value.get(key), depth + 1) for key in WORD_KEYS):
+        if not any(words in other for other in said):
+            said = [other for other in said if other not in words] + [words]
+    place = value.get("loc") or value.get("pointer") or value.get("instancePath")
+    place = place or ("reason" in value and value.get("name"))
+    if isinstance(place, list):
+        place = ".".join(map(str, place))
+    return ": ".join([*([str(place)] if place and said else []), *said[-3:]])
 
 
-def page_words(text: str) -> str:
-    """Return what a page of HTML or XML says: its title, if it has one."""
+def codes_in(value: Any, depth: int = 0) -> str:
+    """Return the codes of an error, a line each."""
+    if isinstance(value, list) and depth < 9:
+        return "\n".join(codes_in(item, depth + 1) for item in value[:5])
+    if not isinstance(value, dict) or depth > 8:
+        return ""
+    codes = [str(value[key]) for key in CODE_KEYS if isinstance(value.get(key), (str, int))]
+    return "\n".join([*codes, *(codes_in(value.get(key), depth + 1) for key in WORD_KEYS)])
+
+
+def page_words(text: str, status: str = "") -> str:
+    """Return what a page of HTML or XML says: its title, or its first sentence if that says more.
+
+    status is the response's, with the reason, which a title may just repeat.
+    """
     import html
 
-    title = re.search(r"(?i)<(?:title|message)\b[^<>]*>([^<]*)<", text)
-    return (title and html.unescape(title[1]).strip()) or "a page of HTML"
+    text = re.sub(r"(?s)<!--.*?-->", "", text[:20_000])
+    match = re.search(r"(?i)<(?:title|message)\b[^<>]*>([^<]*)<", text)
+    title = html.unescape(match[1]).strip() if match else ""
+    known = re.findall(r"\w+", f"{status} error http".lower())
+    if set(re.findall(r"\w+", title.lower())) - set(known):
+        return title
+    text = re.sub(r"(?i)</?(?:a|b|i|em|strong|span|code|tt|font)\b[^<>]*>", "", text)
+    tags_and_texts = re.split(r"<([/?!]?\w*)[^<>]*>", text)[1:]
+    for tag, words in zip(tags_and_texts[::2], tags_and_texts[1::2], strict=True):
+        if tag.lower() not in ("script", "style") and len(words.split()) > 3:
+            sentence = " ".join(html.unescape(words).split())
+            return re.split(r"(?<=[.!?]) ", sentence)[0]
+    return title or "a page of HTML"
 
 
 def excerpt(body: bytes) -> str:
@@ -2054,7 +2178,6 @@ def receive(texts: Iterator[str], *, is_live: bool) -> Failure | None:
         if end != b"\n":
             with contextlib.suppress(Failure):
                 write_output(b"\n")
-    log.debug("* the reply is whole")
     return None
 
 
@@ -2074,11 +2197,10 @@ def deliver(
     """
     try:
         text = extract_code(reply.text) if extract else reply.text
-        if has_schema and not failure:
-            try:
-                load_json(text)
-            except (ValueError, BadInput):
-                failure = BadReply(reply.blame("the reply is not JSON"))
+        if not failure:
+            fault = judge(reply, text, wants_json=has_schema)
+            failure = fault and reply.blame(fault)
+            log.debug("* the reply is whole" if failure is None else "* the reply is not whole")
         data = text.encode() if reply.body is None else bytes(reply.body)
         if data and not data.endswith(b"\n"):
             data += b"\n"
@@ -2118,8 +2240,6 @@ def extract_code(text: str) -> str:
     closing = re.compile(rf"(?m)^[ \t]{{,{indent + 3}}}{fence}{fence[0]}*[ \t\r]*$")
     end = closing.search(text, begin.end())
     inside = text[begin.end() : end.start() if end else None]
-    if not inside.strip():
-        raise BadReply("the code block is empty")
     return re.sub(rf"(?m)^[ \t]{{1,{indent}}}", "", inside) if indent else inside
 
 
@@ -2177,7 +2297,7 @@ def tell_usage(reply: Reply) -> None:
         return int(value) if value == int(value) else value
 
     usage = reply.usage
-    if not (reply.texts or usage):
+    if not (reply.pieces or usage):
         return
     ticks = number(usage.get("cost_in_usd_ticks"))  # 10^10 to the dollar
     prompt = mapping_in(usage, "prompt_tokens_details")
