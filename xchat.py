@@ -53,7 +53,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 import click
 
 if TYPE_CHECKING:
+    import http.client
     import ipaddress
+    import socket
     import ssl
     from urllib.parse import SplitResult
 
@@ -75,6 +77,7 @@ ERROR_LIMIT = MIB  # bytes of an error's body that are looked at
 BLOCK = 1 << 16  # bytes per read
 NESTING_LIMIT = 100  # levels of a conversation file
 EVENT_LIMIT = 1_000_000  # of YAML: four a message, so more than any model can read
+ATTEMPT_DELAY = 0.25  # seconds that an address may be silent until the next is tried
 IDLE_LIMIT = 4  # seconds an early connection may wait; some servers close it after 5
 ITEMS_AHEAD = 64  # blocks that are read before they are wanted
 KEEPALIVE = (60, 30)  # seconds of silence before the first probe, and between probes
@@ -205,7 +208,7 @@ def hide(text: str, *, is_json: bool = False) -> str:
             pattern = f"(?:{UNPRINTABLE})?".join(map(re.escape, secret))
         else:  # it may well be a part of a word or of an address
             pattern = rf"(?<!\w)(?<!\w[.:-]){re.escape(secret)}(?!\w|[.:-]\w)"
-        text = re.sub(pattern, name, text)
+        text = re.sub(pattern, name, text, flags=re.IGNORECASE)
     return text
 
 
@@ -232,13 +235,17 @@ class Server(NamedTuple):
     key: str  # may be empty for a server other than the API's
     headers: dict[str, str]  # of XCHAT_HEADERS
     proxy: Proxy | None
-    trust: str  # a file or a list of directories
+    trust: str  # a file or a list of directories; empty where nobody speaks TLS
     tls: ssl.SSLContext | None
 
     @property
+    def is_secure(self) -> bool:
+        return self.url.startswith("https:")
+
+    @property
     def is_forwarded(self) -> bool:
-        """The proxy reads the request, as in plain http, and passes it on."""
-        return self.proxy is not None and not (self.tls or self.proxy.is_socks)
+        """The proxy reads the request and passes it on."""
+        return not (self.is_secure or self.proxy is None or self.proxy.is_socks)
 
 
 def read_server() -> Server:
@@ -247,26 +254,28 @@ def read_server() -> Server:
         base_url = os.environ.get("XCHAT_BASE_URL", "").strip().rstrip("/") or BASE_URL
         parts = parse_base_url(base_url)
     key = read_key()
+    with at("XCHAT_HEADERS"):
+        headers = parse_headers(os.environ.get("XCHAT_HEADERS", ""))
     host = parts.hostname or ""
     if not key and host.rstrip(".") == "api.x.ai":
         raise BadInput(
             "no API key: set XAI_API_KEY, or XAI_API_KEY_FILE to a file that holds it"
             " (keys: https://console.x.ai)"
         )
-    if key and parts.scheme == "http" and not on_loopback(host):
-        raise BadInput(
-            "XCHAT_BASE_URL: plain http would show the key to the network: use https,"
-            " or unset XAI_API_KEY"
-        )
-    with at("XCHAT_HEADERS"):
-        headers = read_headers(os.environ.get("XCHAT_HEADERS", ""))
+    if parts.scheme == "http" and not on_loopback(host):
+        if key:
+            raise BadInput(
+                "XCHAT_BASE_URL: plain http would show the key to the network: use https,"
+                " or unset XAI_API_KEY"
+            )
+        if headers:
+            log.warning("XCHAT_HEADERS: plain http shows the headers to the network")
     import_requests()
     url = f"{base_url}/chat/completions"
     proxy = None if on_loopback(host) else read_proxy(url)
-    trust, tls = read_trust_store() if parts.scheme == "https" else ("", None)
     log.debug(f"* proxy: {proxy.host if proxy else 'none'}")
-    if tls:
-        log.debug(f"* trusted certificates: {trust}")
+    needs_tls = "https" in (parts.scheme, proxy and proxy.url.partition(":")[0])
+    trust, tls = read_tls() if needs_tls else ("", None)
     return Server(url, parts.netloc.lower(), key, headers, proxy, trust, tls)
 
 
@@ -281,44 +290,31 @@ def import_requests() -> None:
 
 def parse_base_url(url: str) -> SplitResult:
     """Return the parts of the base URL, checked."""
-    parts = check_url(url, schemes=("https", "http"))
+    parts = split_url(url, schemes=("https", "http"))
+    if parts is None or "?" in url or "#" in url:
+        raise BadInput("expected https://HOST[:PORT]/PATH")
     if "@" in parts.netloc:
         raise BadInput("contains a user name or password; put the key in XAI_API_KEY")
-    if "?" in url or "#" in url:
-        raise BadInput("must end with the path; remove what follows '?' or '#'")
     if parts.path.endswith("/chat/completions"):
         raise BadInput("remove /chat/completions; xchat adds it")
     return parts
 
 
-NOT_GRAPHIC = r"[^!-~]"
-HAS_NOT_GRAPHIC = "contains a space, a control character or a letter outside ASCII"
-HOST_NAME = r"(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?"
+HOST = r"\[[^\[\]]+\]|(?!-)[\w-]{1,63}(\.[\w-]{1,63})*\.?"
 
 
-def check_url(url: str, *, schemes: Sequence[str]) -> SplitResult:
-    """Return the parts of a URL, or raise BadInput, which shows nothing of it."""
+def split_url(url: str, *, schemes: Sequence[str]) -> SplitResult | None:
+    """Return the parts of a URL, None where it is none."""
     from urllib.parse import urlsplit
 
-    if re.search(NOT_GRAPHIC, url):
-        raise BadInput(HAS_NOT_GRAPHIC)
-    try:
+    with contextlib.suppress(ValueError):
         parts = urlsplit(url)
-        host = parts.hostname or ""
-    except ValueError:
-        raise BadInput("not a URL") from None
-    try:
-        _port = parts.port
-    except ValueError:
-        raise BadInput("has no valid port") from None
-    if parts.scheme not in schemes:
-        raise BadInput(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-    address = address_of(host)
-    if "[" in parts.netloc and (address is None or address.version != 6):
-        raise BadInput("has no valid address in the brackets")
-    if not (address or re.fullmatch(HOST_NAME, host)):
-        raise BadInput("has no valid host name")
-    return parts
+        host, _port = parts.hostname or "", parts.port
+        place = parts.netloc.rpartition("@")[2]
+        is_host = re.fullmatch(rf"({HOST})(:\d*)?", place) and not re.search(NOT_GRAPHIC, url)
+        if is_host and parts.scheme in schemes and (":" not in host or address_of(host)):
+            return parts
+    return None
 
 
 def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -333,6 +329,16 @@ def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
 def on_loopback(host: str) -> bool:
     address = address_of(host)
     return address.is_loopback if address else host == "localhost"
+
+
+def conceal_environment() -> None:
+    """Keep out of all messages what the environment says about the key and XCHAT_HEADERS."""
+    conceal(os.environ.get("XAI_API_KEY", "").strip(), "[the key]")
+    for line in os.environ.get("XCHAT_HEADERS", "").splitlines():
+        conceal(line.partition(":")[2].strip(), HIDDEN)
+
+
+NOT_GRAPHIC = r"[^!-~]"
 
 
 def read_key() -> str:
@@ -358,12 +364,12 @@ def read_key() -> str:
     if re.match(r"(export\s+)?[A-Za-z_]\w*=[^=]", key):  # "=" at the end may be a key's own
         raise BadInput(f"{name}: the key begins with 'NAME='; remove that")
     if re.search(NOT_GRAPHIC, key):
-        raise BadInput(f"{name}: the key {HAS_NOT_GRAPHIC}")
+        raise BadInput(f"{name}: the key contains a character that is not printable ASCII")
     conceal(key, "[the key]")
     return key
 
 
-def read_headers(text: str) -> dict[str, str]:
+def parse_headers(text: str) -> dict[str, str]:
     """Return the headers that are lines "Name: value"; a message never shows a value."""
     headers: dict[str, str] = {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -379,7 +385,6 @@ def read_headers(text: str) -> dict[str, str]:
         if name.lower() in map(str.lower, headers):
             raise BadInput(f"line {number}: {name} is given twice")
         headers[name] = value
-        conceal(value, HIDDEN)
     return headers
 
 
@@ -388,56 +393,79 @@ PROXY_SCHEMES = ("http", "https", "socks5h", "socks5", "socks4a", "socks4")
 
 def read_proxy(url: str) -> Proxy | None:
     """Return the proxy for the URL by HTTPS_PROXY (or HTTP_PROXY), ALL_PROXY and NO_PROXY."""
-    import base64
-    import importlib.util
-    from urllib.parse import unquote
-
     from requests.utils import get_environ_proxies, select_proxy
 
     proxy = select_proxy(url, get_environ_proxies(url))
     if not proxy:
         return None
-    proxy = proxy if "://" in proxy else f"http://{proxy}"
-    scheme = url.partition(":")[0].upper()
-    with at(f"{scheme}_PROXY or ALL_PROXY"):
-        parts = check_url(proxy, schemes=PROXY_SCHEMES)
-        if parts.scheme.startswith("socks") and not importlib.util.find_spec("socks"):
-            raise BadInput("SOCKS needs PySocks: pip install PySocks, or Debian's python3-socks")
-    headers = {}
+    with at(f"{url.partition(':')[0].upper()}_PROXY or ALL_PROXY"):
+        return parse_proxy(proxy if "://" in proxy else f"http://{proxy}")
+
+
+def parse_proxy(url: str) -> Proxy:
+    import importlib.util
+    from urllib.parse import unquote
+
+    if re.search(r"[/?#@]", url.partition("://")[2].rpartition("@")[0]):
+        raise BadInput("in a password, write / as %2F, ? as %3F, # as %23 and @ as %40")
+    parts = split_url(url, schemes=PROXY_SCHEMES)
+    if parts is None:
+        schemes = ", ".join(PROXY_SCHEMES)
+        raise BadInput(f"expected SCHEME://[USER:PASSWORD@]HOST[:PORT]; SCHEME is one of {schemes}")
+    proxy = Proxy(url, parts.netloc.rpartition("@")[2], {})
+    if proxy.is_socks and not importlib.util.find_spec("socks"):
+        raise BadInput("SOCKS needs PySocks: pip install PySocks, or Debian's python3-socks")
     if parts.username is not None:
         user, password = unquote(parts.username), unquote(parts.password or "")
-        token = base64.b64encode(f"{user}:{password}".encode("latin-1")).decode()
-        headers["Proxy-Authorization"] = f"Basic {token}"
-        for secret in (parts.password or "", password, token):
+        for secret in (parts.password or parts.username, password or user, f"{user}:{password}"):
             conceal(secret, "[the password]")
-    return Proxy(proxy, parts.netloc.rpartition("@")[2], headers)
+        if not proxy.is_socks:
+            proxy.headers["Proxy-Authorization"] = basic_authorization(f"{user}:{password}")
+    return proxy
+
+
+def basic_authorization(login: str) -> str:
+    """Return the value of a header with USER:PASSWORD, https://www.rfc-editor.org/rfc/rfc7617."""
+    import base64
+
+    try:
+        tokens = [base64.b64encode(login.encode(name)).decode() for name in ("latin-1", "utf-8")]
+    except UnicodeEncodeError:
+        raise BadInput("the user name or password has a letter outside Latin-1") from None
+    for token in tokens:
+        conceal(token, "[the password]")
+    return f"Basic {tokens[0]}"
 
 
 TRUST_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
-def read_trust_store() -> tuple[str, ssl.SSLContext]:
-    """Return the file or the directories of trusted certificates, and what checks by them."""
+def read_tls() -> tuple[str, ssl.SSLContext]:
+    """Return the file or the directories of trusted certificates, and what connects by them."""
     import ssl
 
     from requests.utils import DEFAULT_CA_BUNDLE_PATH
     from urllib3.util import create_urllib3_context
 
     context = create_urllib3_context()
-    for name in TRUST_VARIABLES:
-        if path := os.environ.get(name):
-            with at(name), at(path):
-                paths = path.split(os.pathsep) if name == "SSL_CERT_DIR" else [path]
-                return load_certificates(context, paths), context
+    name = next((name for name in TRUST_VARIABLES if os.environ.get(name)), "")
     usual = ssl.get_default_verify_paths()
-    is_usable = bool(usual.capath) and is_hashed(usual.capath)
-    path = (is_usable and usual.capath) or usual.cafile or DEFAULT_CA_BUNDLE_PATH
-    with at(path):
-        return load_certificates(context, [path]), context
+    path = os.environ.get(name) or usual.capath or ""
+    if not name and not is_hashed(path):
+        path = usual.cafile or DEFAULT_CA_BUNDLE_PATH
+    with at(name or "certificates"), at(path):
+        paths = path.split(os.pathsep) if name == "SSL_CERT_DIR" else [path]
+        trust = load_certificates(context, paths)
+    log.debug(f"* trusted certificates: {trust}")
+    if path := os.environ.get("XCHAT_CLIENT_CERT", ""):
+        with at("XCHAT_CLIENT_CERT"), at(path):
+            load_client_certificate(context, path)
+        log.debug(f"* client certificate: {path}")
+    return trust, context
 
 
 def load_certificates(context: ssl.SSLContext, paths: list[str]) -> str:
-    """Have certificates trusted, those of a file or of directories; return what was used."""
+    """Trust the certificates of a file or of hashed directories; return what was used."""
     import ssl
 
     directories = os.pathsep.join(filter(os.path.isdir, paths))
@@ -447,12 +475,20 @@ def load_certificates(context: ssl.SSLContext, paths: list[str]) -> str:
     if directories:
         raise BadInput("contains no hashed certificate; run openssl rehash on it")
     file = os.pathsep.join(paths)
-    os.stat(file)
     try:
         context.load_verify_locations(file)
     except ssl.SSLError:
         raise BadInput("contains no certificate in PEM") from None
     return file
+
+
+def load_client_certificate(context: ssl.SSLContext, path: str) -> None:
+    import ssl
+
+    try:
+        context.load_cert_chain(path, password="")  # nobody is asked for one
+    except ssl.SSLError:
+        raise BadInput("expected a certificate and its key in PEM, without a password") from None
 
 
 def is_hashed(directory: str) -> bool:
@@ -600,6 +636,13 @@ def stdin_is_pipe_or_file() -> bool:
         return False
     mode = os.fstat(0).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
+
+
+def may_wait(words: Sequence[str]) -> bool:
+    """Say whether standard input may take a while: a pipe, or a terminal that is read."""
+    if sys.stdin is None:
+        return False
+    return stat.S_ISFIFO(os.fstat(0).st_mode) or (not words and os.isatty(0))
 
 
 def prompt_messages(text: str, urls: Sequence[str]) -> list[JSON]:
@@ -1305,15 +1348,16 @@ def take_connection(early: Background | None, server: Server, deadline: Deadline
 
 
 def take_early(early: Background, deadline: Deadline, *, at_most: float) -> HTTPConnection | None:
+    """Return the early connection if it is of use; a failure is one if it would come again."""
     try:
         if early.age() < IDLE_LIMIT:
             connection: HTTPConnection = early.take(deadline, at_most=at_most)
             if is_idle(connection.sock):
                 return connection
+        log.debug("* the early connection is not used")
     except NoAnswer as failure:
-        if failure.repeat_after is None:  # it would fail again
+        if failure.repeat_after is None:
             raise
-    log.debug("* the early connection is not used")
     return None
 
 
@@ -1413,6 +1457,9 @@ class Background:
         usual = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             threading.Thread(target=self.run, args=[generator], daemon=True).start()
+        except RuntimeError:
+            limit = "the machine's limit of processes (ulimit -u) is reached"
+            raise BadInput(f"cannot start a thread: {limit}") from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, usual)
 
@@ -1459,7 +1506,7 @@ class Background:
 # Asking: the connection ----------------------------------------------------------------------
 
 
-def connect(server: Server) -> Iterator[HTTPConnection]:
+def connect(server: Server, *, is_early: bool = False) -> Iterator[HTTPConnection]:
     """Yield a connection that stands, to the server or to the proxy that forwards to it."""
     connection = new_connection(server)
     try:
@@ -1467,14 +1514,15 @@ def connect(server: Server) -> Iterator[HTTPConnection]:
     except wire_errors() as error:
         is_beyond = connection.has_connected_to_proxy
         failure = no_connection(error, server, beyond_proxy=is_beyond)
-        log.debug(f"* no connection: {failure.message}")
+        log.debug(f"* {failure.message}{': the early connection is not used' * is_early}")
         raise failure from None
-    if server.tls:
-        sock: Any = connection.sock
-        certificate = sock.getpeercert()
-        issuer = ", ".join(value for part in certificate["issuer"] for _name, value in part)
-        expiry = certificate.get("notAfter")
-        log.debug(f"* {sock.version()}, certificate of {issuer}, expires {expiry}")
+    sock: Any = connection.sock
+    for layer in (getattr(sock, "socket", None), sock):  # TLS to a proxy may carry that to a server
+        if layer and hasattr(layer, "getpeercert"):
+            certificate = layer.getpeercert()
+            issuer = ", ".join(value for part in certificate["issuer"] for _name, value in part)
+            expiry = certificate.get("notAfter")
+            log.debug(f"* {layer.version()}, certificate of {issuer}, expires {expiry}")
     log.debug("* connected")
     yield connection
 
@@ -1500,12 +1548,86 @@ def new_connection(server: Server) -> HTTPConnection:
     if is_secure:
         options["ssl_context"] = server.tls
         options["proxy_config"] = ProxyConfig(server.tls, False, None, None)
-    port = hop.port or (443 if hop.scheme == "https" else 80)
-    connection: HTTPConnection = kinds[is_secure](host=hop.hostname, port=port, **options)
+    hop_port = hop.port or (443 if hop.scheme == "https" else 80)
+    connection: HTTPConnection = kinds[is_secure](host=hop.hostname, port=hop_port, **options)
     if proxy and target.scheme == "https":
         host, port = target.hostname or "", target.port or 443
         connection.set_tunnel(host, port, proxy.headers, scheme=hop.scheme)
+    connection.response_class = final_response  # type: ignore[assignment]
+    if not options.get("_socks_options"):
+        # urllib3 tries one address after the other: https://github.com/urllib3/urllib3/issues/797
+        new_socket = functools.partial(open_socket, hop.hostname or "", hop_port)
+        connection._new_conn = new_socket  # type: ignore[method-assign]
     return connection
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Connect to the first address of a host that answers, tried in turn of families.
+
+    By RFC 8305 the next one is tried ATTEMPT_DELAY seconds after one that stays silent, and at once
+    after one that fails.
+    """
+    import socket
+
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    families = {item[0]: [other for other in found if other[0] == item[0]] for item in found}
+    turns = itertools.zip_longest(*families.values())
+    addresses = [item for turn in turns for item in turn if item]
+    error: OSError = TimeoutError()
+    end = time.monotonic() + CONNECT_TIMEOUT
+    pending: list[socket.socket] = []
+    try:
+        while addresses or (pending and time.monotonic() < end):
+            try:
+                pending += [begin_connecting(addresses.pop(0))] if addresses else []
+                wait = ATTEMPT_DELAY if addresses else end - time.monotonic()
+                for sock in select.select([], pending, [], max(wait, 0))[1]:
+                    pending.remove(sock)
+                    if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                        sock.close()
+                        raise OSError(code, os.strerror(code))
+                    sock.settimeout(CONNECT_TIMEOUT)
+                    return sock
+            except OSError as failure:
+                error = failure
+                log.debug(f"* {failure.strerror}")
+    finally:
+        for sock in pending:
+            sock.close()
+    raise error if not pending else TimeoutError()
+
+
+def begin_connecting(found: tuple[Any, ...]) -> socket.socket:
+    """Return a socket that connects to what getaddrinfo() found; OSError if that fails at once."""
+    import errno
+    import socket
+
+    *kind, _name, address = found
+    sock = socket.socket(*kind)
+    for option in socket_options():
+        sock.setsockopt(*option)
+    sock.setblocking(False)
+    code = sock.connect_ex(address)
+    if code not in (0, errno.EINPROGRESS):
+        sock.close()
+        raise OSError(code, os.strerror(code))
+    return sock
+
+
+def final_response(*args: Any, **kwargs: Any) -> http.client.HTTPResponse:
+    """Make a response that passes over informational ones (RFC 9110, 15.2), not only 100."""
+    import http.client
+
+    response = http.client.HTTPResponse(*args, **kwargs)
+
+    def begin() -> None:
+        http.client.HTTPResponse.begin(response)
+        while 101 < response.status < 200:
+            response.headers = None  # type: ignore[assignment]  # or it would not begin again
+            http.client.HTTPResponse.begin(response)
+
+    response.begin = begin  # type: ignore[method-assign]
+    return response
 
 
 def exchange(
@@ -1540,9 +1662,14 @@ def blocks_of(response: HTTPResponse) -> Iterator[bytes]:
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", *response.CONTENT_DECODERS):  # also "gzip, gzip", as of a bomb
         raise BadReply(f"cannot read a reply that is compressed as {encoding!r}")
-    if response.chunked:  # a chunk costs stream() a quarter less, but only a chunk
-        return response.stream(BLOCK, decode_content=True)
-    return iter(functools.partial(response.read1, BLOCK, decode_content=True), b"")
+    read1 = functools.partial(response.read1, BLOCK, decode_content=True)
+    size = 0
+    # a chunk costs stream() a quarter less than read1(), but only a chunk
+    for block in response.stream(BLOCK) if response.chunked else iter(read1, b""):
+        size += len(block)
+        yield block
+    if encoding != "identity" and response.tell() and not size:
+        raise BadReply("the reply is cut short: its compressed data is not complete")
 
 
 def socket_options() -> list[tuple[int, int, int]]:
@@ -1883,23 +2010,35 @@ def no_connection(
     """Return the failure of connecting, before anything was sent; limit is in seconds."""
     import ssl
 
-    root = root_of(error)
+    *_, root = chain = [*causes_of(error)]
     message = explain(error)
     if isinstance(root, TimeoutError) and not root.errno:
-        secure = "secure " if server.url.startswith("https:") else ""
-        message = f"no {secure}connection within {limit:.2g} s"
+        message = f"no {'secure ' * server.is_secure}connection within {limit:.2g} s"
     is_certificate = isinstance(root, ssl.SSLCertVerificationError)
     if is_certificate:
         message += f" (trusted: {server.trust})"
     # of TLS, only a connection that ended may well stand the next time
     is_lasting = isinstance(root, ssl.SSLError) and not isinstance(root, ssl.SSLEOFError)
-    if server.proxy and is_certificate and beyond_proxy:
+    if server.proxy and message.startswith(NO_HOST) and is_negotiated(chain):
+        message += "; with socks5h:// the proxy looks it up"
+    elif server.proxy and is_certificate and beyond_proxy:
         message = f"through the proxy {server.proxy.host}: {message}"
     elif server.proxy:
         message = f"the proxy {server.proxy.host} failed: {message}"
-        has_status = re.search(r"\b[34]\d\d\b", str(root))
-        is_lasting = is_lasting or bool(has_status) or type(root).__module__ == "socks"
+        is_lasting = is_lasting or is_refused_by_proxy(root)
     return NoAnswer(message, repeat_after=None if is_lasting else 0)
+
+
+def is_negotiated(chain: list[BaseException]) -> bool:
+    """Say whether PySocks had reached the proxy."""
+    return any(type(error).__name__ == "GeneralProxyError" for error in chain)
+
+
+def is_refused_by_proxy(root: BaseException) -> bool:
+    """Say whether a proxy would refuse again: by a status of 3xx or 4xx, or a code of SOCKS."""
+    if type(root).__module__ == "socks":
+        return re.match("0x0[13456]:", str(root)) is None  # RFC 1928: not reached, for now
+    return re.search(r"\b[34]\d\d\b", str(root)) is not None
 
 
 def no_answer(error: Exception, server: Server) -> NoAnswer:
@@ -1919,19 +2058,30 @@ def wire_errors() -> tuple[type[Exception], ...]:
     return (OSError, ValueError, HTTPError, HTTPException)
 
 
-def root_of(error: BaseException) -> BaseException:
-    """Return what an error began with; behind a proxy urllib3 keeps it in the arguments."""
-    while True:
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it came of, to the first; behind a proxy that is in the arguments."""
+    while isinstance(error, BaseException):
+        yield error
         context = None if error.__suppress_context__ else error.__context__
         inner = next((arg for arg in error.args if isinstance(arg, BaseException)), None)
-        deeper = error.__cause__ or context or getattr(error, "reason", None) or inner
-        if not isinstance(deeper, BaseException):
-            return error
-        error = deeper
+        error = error.__cause__ or context or getattr(error, "reason", None) or inner
 
 
-# OpenSSL's reasons where the peer speaks no TLS
-NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "RECORD_LAYER_FAILURE")
+NO_HOST = "cannot find the host"
+
+# what OpenSSL's reason contains; some are alerts of the peer (RFC 8446, 6.2)
+TLS_FAULTS = {
+    "WRONG_VERSION_NUMBER|HTTP_REQUEST|HTTPS_PROXY_REQUEST|RECORD_LAYER_FAILURE|PACKET_LENGTH":
+        "does not speak https; perhaps its URL begins with http://",
+    "CERTIFICATE_REQUIRED": "wants a client certificate; XCHAT_CLIENT_CERT names one",
+    "HANDSHAKE_FAILURE": "refuses the secure connection: it wants a client certificate"
+        " (XCHAT_CLIENT_CERT names one), or no cipher in common",
+    "UNRECOGNIZED_NAME": "does not serve this host name",
+    "PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL": "speaks TLS older than 1.2 only",
+    "APPLICATION_PROTOCOL": "speaks only HTTP/2, which xchat does not",
+    "ALERT_(BAD|UNSUPPORTED|UNKNOWN|NO)_C|CERTIFICATE_(EXPIRED|REVOKED|UNKNOWN)|ACCESS_DENIED":
+        "refuses the client certificate",
+}  # fmt: skip
 
 
 def explain(error: Exception) -> str:
@@ -1942,25 +2092,40 @@ def explain(error: Exception) -> str:
     import ssl
     import zlib
 
-    root = root_of(error)
+    from urllib3.exceptions import ProtocolError
+
+    *_, root = causes_of(error)
     if isinstance(root, socket.gaierror):
-        return f"cannot find the host: {root.strerror}"
+        return f"{NO_HOST}: {root.strerror}"
     if isinstance(root, ssl.SSLCertVerificationError):
         return f"cannot trust its certificate: {root.verify_message}"
     is_closed = isinstance(root, (ssl.SSLEOFError, http.client.RemoteDisconnected))
     if is_closed or (isinstance(root, OSError) and root.errno == errno.ENOTCONN):
         return "closed the connection without an answer"
     if isinstance(root, ssl.SSLError):
-        words = (root.reason or str(root)).replace("_", " ").lower()
-        failed = f"the secure connection failed: {words}"
-        return "does not speak https" if root.reason in NO_TLS else failed
+        reason = root.reason or str(root)
+        known = (words for part, words in TLS_FAULTS.items() if re.search(part, reason))
+        failed = f"the secure connection failed: {reason.replace('_', ' ').lower()}"
+        return next(known, failed)
     if isinstance(root, http.client.BadStatusLine):
-        return f"does not speak HTTP: {root}"
-    if isinstance(root, http.client.IncompleteRead):
+        return explain_no_http(str(root))
+    if isinstance(root, (http.client.IncompleteRead, ProtocolError)):
         return "closed the connection in the middle"
     if isinstance(root, zlib.error):
         return "the compressed data is damaged"
-    return (isinstance(root, OSError) and root.strerror) or str(root) or type(root).__name__
+    words = (isinstance(root, OSError) and root.strerror) or str(root) or type(root).__name__
+    return re.sub("^0x[0-9a-f]+: ", "", words)
+
+
+def explain_no_http(line: str) -> str:
+    """Return what a first line tells that is none of HTTP/1."""
+    line = line.strip("'")
+    if line.startswith(("\x15\x03", r"\x15\x03")):  # a record of TLS, with an alert
+        return "speaks https; its URL begins with https://"
+    if line.startswith(("\0\0", r"\x00\x00")):  # the settings, RFC 9113, 3.4
+        return "speaks only HTTP/2, which xchat does not"
+    is_text = re.fullmatch(r"[ -~]{1,80}\s*", line)
+    return f"does not speak HTTP{f': {line}' if is_text else ''}"
 
 
 NO_MODEL = (  # the API's words, Ollama's and LiteLLM's
@@ -2737,7 +2902,8 @@ def xchat(
     check_output(output)
     if append and server:
         check_output(files[0])
-    early = Background(connect(server)) if server and server.tls and not server.proxy else None
+    is_early = server is not None and server.is_secure and not no_stdin and may_wait(words)
+    early = Background(connect(server, is_early=True)) if server and is_early else None
 
     # read
     old_files = [path for path in files if not (append and is_new(path))]
@@ -2789,7 +2955,7 @@ def xchat(
 def main() -> NoReturn:
     """Run the command and exit with its status; the signals end it as they end any filter."""
     log.addHandler(StandardError())
-    conceal(os.environ.get("XAI_API_KEY", "").strip(), "[the key]")  # options may hold it
+    conceal_environment()  # options may hold it
     status = 0
     try:
         with interruptible():
