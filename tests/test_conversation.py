@@ -589,7 +589,7 @@ def hostile(levels: int) -> str:
         "deep lists in JSON": ("[" * 100_000, "nested more than 100 levels deep"),
         "deep lists in YAML": ("- " * 100_000, YAML_TOO_DEEP),
         "a text of 100 MB": ("x" * 100_000_000, "-f: more than 64 MiB"),
-        "deep lists of 60 MB": ("[" * 60_000_000, "nested more than 100 levels deep"),
+        "deep lists of 30 MB": ("[" * 30_000_000, "nested more than 100 levels deep"),
         "a number in base 60 that is none": ("seed: " + ":1" * 10_000_000, ""),
         "a number in base 60": ("seed: 1" + ":1" * 30_000_000, ""),
         "a number in base 60 with a tag": (
