@@ -205,7 +205,7 @@ def test_help_fits_a_screen_and_says_what_the_double_dash_is_for(run: Run) -> No
         assert (result.err, result.status) == ("", 0)
         lines = result.out.decode().splitlines()
         assert max(map(len, lines)) <= 80
-        assert len(lines) <= 46
+        assert len(lines) <= 50
         assert 'xchat -n -- "$line"' in result.out.decode()
 
 

@@ -372,7 +372,7 @@ def test_a_long_message_is_cut(api: Api, run: Run) -> None:
             "HOST: the reply is cut",
             1,
         ),
-        (None, ["-f", "nowhere"], b"", "nowhere: No such file or directory\n", 2),
+        (None, ["-f", "nowhere"], b"", "-f nowhere: No such file or directory\n", 2),
         (None, ["-t", "warm"], b"", "-t: expected a number from 0 to 2, not 'warm'\n", 2),
         (None, ["--zzz"], b"", "no such option: --zzz", 2),
         ([HANG], ["--timeout", "1"], b"", "HOST: no answer within 1 s", 3),
