@@ -50,7 +50,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-import click
+try:
+    import click
+except ModuleNotFoundError:
+    sys.stderr.write("xchat: click is missing; install it, as by: apt install python3-click\n")
+    sys.exit(2)
 
 if TYPE_CHECKING:
     import http.client
@@ -631,6 +635,15 @@ def read_prompt(
     return prompt
 
 
+def read_rules(path: str) -> str:
+    """Return the system message that a file holds."""
+    with at(f"-S {path}"):
+        text = decode(read_file(path))
+        if not text.strip():
+            raise BadInput("is empty")
+        return text
+
+
 def stdin_is_pipe_or_file() -> bool:
     if sys.stdin is None:
         return False
@@ -668,7 +681,7 @@ def image_url(image: str) -> str:
     if re.match(r"https?://|data:", image, re.IGNORECASE):
         with at("-i"):
             return as_text(image)
-    with at(name_of(image)):
+    with at(f"-i {image}"):
         data = read_file(image)
         for name, begin in IMAGE_TYPES.items():
             if re.match(begin, data):
@@ -899,7 +912,7 @@ def require(key: str, mapping: JSON, *, is_optional: bool = False) -> Any:
     return mapping.get(key)
 
 
-def nearest(word: Any, known: Iterable[str], *, closeness: float = 0.68) -> str | None:
+def nearest(word: Any, known: Iterable[str], *, closeness: float = 0.65) -> str | None:
     """Return the known word that is most like the word, if any is as close as that."""
     import difflib
 
@@ -1136,23 +1149,8 @@ def not_accepted(event: Any, message: str) -> BadInput:
 TOKEN_LIMITS = {"max_completion_tokens", "max_tokens"}  # the same under its old name
 
 
-def request_fields(
-    *,
-    model: str | None,
-    temperature: float | None,
-    max_tokens: int | None,
-    schema: str | None,
-    stream: bool | None,
-    params: Iterable[str],
-) -> JSON:
-    """Return the request fields that the options give, each by one of them."""
-    given = {
-        "model": model,
-        "temperature": temperature,
-        "max_completion_tokens": max_tokens,
-        "response_format": read_schema(schema) if schema else None,
-        "stream": stream,
-    }
+def request_fields(given: JSON, params: Iterable[str]) -> JSON:
+    """Return the fields that are not None, and those of -p, which may not be the same ones."""
     fields = {name: value for name, value in given.items() if value is not None}
     more = read_params(params)
     taken = fields.keys() | (TOKEN_LIMITS if TOKEN_LIMITS & fields.keys() else set())
@@ -1173,8 +1171,12 @@ def read_params(params: Iterable[str]) -> JSON:
                 raise BadInput("not a field; messages come from -s, -f and the prompt")
             check_field_name(name)
             file = file_in(param)
-            fields[name] = parse_param(value) if file is None else read_value(file)
-            check_value(fields[name])
+            if file is None:
+                fields[name] = parse_param(value)
+                check_value(fields[name])
+            else:
+                with at(name_of(file)):
+                    fields[name] = parse_value(decode(read_file(file)))
     warn_of_unknown(fields, place="-p")
     return fields
 
@@ -1193,29 +1195,68 @@ def parse_param(value: str) -> Any:
         return value
 
 
+# what --schema takes for a row of names, and the types that are not JSON Schema's own words
+ROW = re.compile(r"\s*[^\W\d][\w-]*(\s+(str|int|float|bool|string|integer|number|boolean))?\s*")
+TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
+
+# a schema that constrains anything has one of these
+SCHEMA_KEYS = set(
+    "$ref type enum const properties patternProperties additionalProperties required items"
+    " prefixItems anyOf oneOf allOf not if".split()
+)
+
+
+NO_SCHEMA = "no such file; a schema itself begins with {, or is as in 'name, born int'"
+
+
 def read_schema(schema: str) -> JSON:
-    """Return the request field for a JSON Schema, or for the file that holds one.
+    """Return the request field for a JSON Schema, for a row of names, or for a file with a schema.
 
     See https://docs.x.ai/docs/guides/structured-outputs.
     """
-    is_inline = schema.lstrip().startswith("{")
-    with at("--schema" if is_inline else name_of(schema)):
-        value = parse_text(as_text(schema) if is_inline else decode(read_file(schema)))
-        check_value(value)
-        if not isinstance(value, dict):
-            raise BadInput(f"expected a JSON Schema, found {show(value)}")
+    is_names = re.search(r"\S[\s,]", schema) and all(map(ROW.fullmatch, schema.split(",")))
+    if schema.lstrip().startswith("{"):
+        with at("--schema"):
+            value = parse_value(as_text(schema))
+    elif is_names and not os.path.exists(schema):
+        value = schema_of(as_text(schema))
+    elif schema != "-" and not os.path.exists(schema):
+        raise BadInput(f"--schema {schema}: {NO_SCHEMA}")
+    else:
+        with at(name_of(schema)):
+            value = parse_value(decode(read_file(schema)))
+    for wrapping in ("response_format", "json_schema", "schema"):
+        if isinstance(value, dict):
+            value = value.get(wrapping, value)
+    if not isinstance(value, dict) or (value and not value.keys() & SCHEMA_KEYS):
+        raise BadInput(
+            "--schema: expected a JSON Schema, with 'type', 'properties' or the like;"
+            f" found {show(value)}"
+        )
     return {
         "type": "json_schema",
         "json_schema": {"name": "reply", "schema": value, "strict": True},
     }
 
 
-def read_value(path: str) -> Any:
-    """Return the value that a file holds in JSON or YAML ("-": standard input)."""
-    with at(name_of(path)):
-        value = parse_text(decode(read_file(path)))
-        check_value(value)
-        return value
+def schema_of(row: str) -> JSON:
+    """Return the JSON Schema of an object that has just the names, as in "name, born int"."""
+    names = [[*name.split(), "str"][:2] for name in row.split(",")]
+    with at("--schema"):
+        properties = unique([(name, {"type": TYPES.get(kind, kind)}) for name, kind in names])
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [*properties],
+        "additionalProperties": False,
+    }
+
+
+def parse_value(text: str) -> Any:
+    """Return the value of a text in JSON or YAML, which is fit for a request."""
+    value = parse_text(text)
+    check_value(value)
+    return value
 
 
 # Asking --------------------------------------------------------------------------------------
@@ -2698,8 +2739,21 @@ def to_yaml(value: Any) -> str:
 HEADINGS = {"systems": "Prompt", "model": "Request", "stream": "Reply", "timeout": "General"}
 
 
+DASHES = "^[-\u2010-\u2015\u2212]+"  # a text processor makes such ones of two
+
+
 class Command(click.Command):
-    """A command whose help lists the options under headings."""
+    """A command whose help has headings, and whose long options need their two dashes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse -system, which click takes for -s ystem, and dashes that are not ASCII's."""
+        names = {} if ctx.resilient_parsing else option_names()
+        for word in itertools.takewhile(lambda word: word != "--", args):
+            option = word.partition("=")[0]
+            name = re.sub(DASHES, "", option)
+            if name != option and names.get(name, option) != option:
+                raise click.NoSuchOption(option, ctx=ctx)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         sections: list[tuple[str, list[tuple[str, str]]]] = []
@@ -2711,6 +2765,13 @@ class Command(click.Command):
         for heading, rows in sections:
             with formatter.section(heading):
                 formatter.write_dl(rows)
+
+
+def option_names() -> dict[str, str]:
+    """Return the options by their names without dashes."""
+    options = [param for param in xchat.params if isinstance(param, click.Option)]
+    names = [name for option in options for name in [*option.opts, *option.secondary_opts]]
+    return {name.lstrip("-"): name for name in names}
 
 
 # The types of the options, as click calls them.
@@ -2747,52 +2808,53 @@ def not_empty(_ctx: Any, _param: Any, value: Any) -> Any:
     return value
 
 
-def check_options(
-    words: Sequence[str],
-    inputs: Sequence[Any],
-    *,
-    files: Sequence[str],
-    no_stdin: bool,
-    append: bool,
-    output: str | None,
-    stream: bool | None,
-    extract: bool,
-    raw: bool,
-) -> None:
-    """Refuse options that do not go together."""
-    uses = inputs.count("-")
+def check_stdin(words: Sequence[str], inputs: Sequence[tuple[str, str]], *, no_stdin: bool) -> None:
+    """Refuse a second use of standard input, or one beside -n."""
+    uses = sum(path == "-" for _option, path in inputs)
     if uses and no_stdin:
         raise BadInput("'-' and -n cannot be combined")
     if uses + (0 if no_stdin else words.count("-")) > 1:
         raise BadInput("'-' is given more than once, but standard input can be read only once")
-    if raw and stream:
-        raise BadInput("--json and --stream cannot be combined")
-    if raw and extract:
-        raise BadInput("--json and -x cannot be combined")
-    if not append:
-        return
-    if len(files) != 1:
+
+
+def check_files(inputs: Sequence[tuple[str, str]], *, output: str | None, append: bool) -> None:
+    """Refuse an output that replaces what is read, each after its option; and a senseless -a."""
+    files = [path for option, path in inputs if option == "-f"]
+    if append and len(files) != 1:
         raise BadInput("-a needs exactly one -f")
-    if files[0] == "-" or is_special(files[0]):
+    if append and (files[0] == "-" or is_special(files[0])):
         raise BadInput(f"-a cannot append to {name_of(files[0])}: drop it, or name a file with -f")
-    if output:
-        with at(files[0]):  # the working directory may be gone
-            is_same = os.path.realpath(files[0]) == os.path.realpath(output)
-        if is_same:
-            raise BadInput(f"-a and -o would both write to {output}; drop one")
+    for option, path in inputs:
+        if output and is_same_file(path, output):
+            if append and path in files:
+                raise BadInput(f"-a and -o would both write to {output}; drop one")
+            hint = "; -a appends to a conversation" if path in files else ""
+            raise BadInput(f"-o would replace {output}, which {option} reads{hint}")
 
 
-def complete_file(_ctx: Any, _param: Any, incomplete: str) -> list[Any]:
-    """Complete a file, also behind NAME=@, and behind -af, which click takes for a word."""
-    import glob
+def is_same_file(path: str, output: str) -> bool:
+    """Say whether a file that is read would be replaced."""
+    if path in STDIN_NAMES or is_special(output):
+        return False
+    with at(path):  # the working directory may be gone
+        if os.path.exists(path) and os.path.exists(output):
+            return os.path.samefile(path, output)
+        return os.path.realpath(path) == os.path.realpath(output)
 
-    from click.shell_completion import CompletionItem
 
-    begin = re.match(r"([\w.]+=)?@", incomplete)
-    if not begin:
-        return [CompletionItem(incomplete, type="file")]
-    files = glob.glob(glob.escape(incomplete[begin.end() :]) + "*")
-    return [CompletionItem(begin[0] + file + "/" * os.path.isdir(file)) for file in sorted(files)]
+def warn_of_names(words: Sequence[str], systems: Sequence[str]) -> None:
+    """Warn of a text that is the name of a file, as other tools would read it."""
+
+    def is_file(text: str) -> bool:
+        path = os.fsdecode(text.removeprefix("@").encode())
+        is_name = re.fullmatch(r"@\S+|\S*[./]\S*", text) is not None
+        return is_name and os.path.exists(path) and not os.path.isdir(path)
+
+    for texts, way in ((words, 'xchat "Summarize" <{}'), (systems, "-S {}")):
+        if names := list(filter(is_file, texts)):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            way = way.format(names[0].removeprefix("@"))
+            log.warning(f"{names[0]}{more}: only the name is sent; to send the file: {way}")
 
 
 def write_about(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -2803,6 +2865,7 @@ def write_about(ctx: click.Context, option: click.Parameter, wanted: bool) -> No
         ctx.exit()
 
 
+file_option = functools.partial(click.option, metavar="FILE", type=click.Path(), callback=not_empty)
 about = functools.partial(
     click.option, is_flag=True, is_eager=True, expose_value=False, callback=write_about
 )
@@ -2818,67 +2881,53 @@ COUNT_OR_0 = number_type("a whole number, 0 or more", lambda number: number >= 0
     epilog="Set XAI_API_KEY, or XAI_API_KEY_FILE, to give the API key. More: man xchat",
 )
 @click.argument("words", metavar="[PROMPT]...", nargs=-1, type=text_type,
-                shell_complete=complete_file)
+                shell_complete=click.Path().shell_complete)  # for -af, which click takes for a word
 @click.option("-s", "--system", "systems", metavar="TEXT", multiple=True, type=text_type,
               help="Add a system message (repeatable)")
-@click.option("-f", "--file", "files", metavar="FILE", multiple=True, type=click.Path(),
-              callback=not_empty, help="Send this conversation file first (repeatable)")
-@click.option("-a", "--append", is_flag=True, help="Append the prompt and the reply to FILE")
-@click.option("-i", "--image", "images", metavar="FILE|URL", multiple=True, type=click.Path(),
-              callback=not_empty, help="Attach an image (JPEG, PNG, WebP; repeatable)")
+@file_option("-S", "--system-file", "system_files", multiple=True,
+             help="Add a system message from a file (repeatable)")
+@file_option("-f", "--file", "files", multiple=True,
+             help="Send this conversation file first (repeatable)")
+@click.option("-a", "--append", is_flag=True,
+              help="Append the prompt and the reply to the file of -f")
+@file_option("-i", "--image", "images", metavar="FILE|URL", multiple=True,
+             help="Attach an image (JPEG, PNG, WebP; repeatable)")
 @click.option("-n", "--no-stdin", is_flag=True,
-              help="Do not read standard input (for loops and cron)")
+              help="Ignore standard input (in loops; in cron, if nothing is piped in)")
 @click.option("-m", "--model", metavar="NAME", type=text_type, callback=not_empty,
               help=f"Model to use [default: {MODEL}, or $XCHAT_MODEL]")
 @click.option("-t", "--temperature", metavar="NUMBER", type=ZERO_TO_TWO,
               help="Sampling temperature, from 0 to 2")
 @click.option("--max-tokens", metavar="N", type=COUNT,
               help="Limit the length of the reply to N tokens")
-@click.option("--schema", metavar="FILE|JSON", type=click.Path(), callback=not_empty,
-              help="Request JSON that matches this JSON Schema")
+@file_option("--schema", metavar="SCHEMA",
+             help="Request JSON by this schema: FILE, {...} or 'name, born int'")
 @click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, type=text_type,
-              shell_complete=complete_file,
               help="Set a request field; also NAME=@FILE (repeatable)")
 @click.option("--dry-run", is_flag=True, help="Print the request without sending it")
 @click.option("--stream/--no-stream", default=None,
-              help="Print the reply as it arrives, as on a terminal")
+              help="Print as it arrives, or only when complete")
 @click.option("-x", "--extract", is_flag=True, help="Print only the first code block")
 @click.option("--json", "raw", is_flag=True, help="Print the response body instead of its text")
-@click.option("-o", "--output", metavar="FILE", type=click.Path(), callback=not_empty,
-              help="Write to FILE, but only a complete reply")
+@file_option("-o", "--output", help="Write a complete reply to FILE, or leave it alone")
 @click.option("-u", "--usage", is_flag=True,
               help="Print tokens and cost to standard error, as JSON")
 @click.option("--timeout", metavar="SECONDS", type=SECONDS, default=TIMEOUT, envvar="XCHAT_TIMEOUT",
               help=f"Time limit for the whole answer [default: {TIMEOUT}]")
 @click.option("--retries", metavar="N", type=COUNT_OR_0, default=0, envvar="XCHAT_RETRIES",
-              help="Retries when overloaded or not connected [default: 0]")
+              help="Retry N times if overloaded or unreachable [default: 0]")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only")
 @click.option("-v", "--verbose", is_flag=True, help="Show the connection and all headers")
 @about("-h", "--help", help="Print this help")
 @about("-V", "--version", help="Print the version")
 def xchat(
-    *,
-    words: tuple[str, ...],
-    systems: tuple[str, ...],
-    files: tuple[str, ...],
-    append: bool,
-    images: tuple[str, ...],
-    no_stdin: bool,
-    model: str | None,
-    temperature: float | None,
-    max_tokens: int | None,
-    schema: str | None,
-    params: tuple[str, ...],
-    dry_run: bool,
-    stream: bool | None,
-    extract: bool,
-    raw: bool,
-    output: str | None,
-    usage: bool,
-    timeout: float,
-    retries: int,
-    quiet: bool,
-    verbose: bool,
+    *, words: tuple[str, ...],
+    systems: tuple[str, ...], system_files: tuple[str, ...], files: tuple[str, ...], append: bool,
+    images: tuple[str, ...], no_stdin: bool,
+    model: str | None, temperature: float | None, max_tokens: int | None, schema: str | None,
+    params: tuple[str, ...], dry_run: bool,
+    stream: bool | None, extract: bool, raw: bool, output: str | None, usage: bool,
+    timeout: float, retries: int, quiet: bool, verbose: bool,
 ) -> None:
     # fmt: on
     """Send a prompt to a chat model and print its reply. The prompt is standard input, the
@@ -2893,11 +2942,16 @@ def xchat(
     if verbose:
         sys.addaudithook(tell_sockets)
     output = None if output is None or output == "-" or fd_of(output) == 1 else output
-    inputs = [*files, *images, schema, *map(file_in, params)]
-    check_options(
-        words, inputs, files=files, no_stdin=no_stdin, append=append,
-        output=output, stream=stream, extract=extract, raw=raw,
-    )  # fmt: skip
+    reads = {
+        "-f": files, "-S": system_files, "-i": images, "--schema": [schema],
+        "-p": map(file_in, params),
+    }  # fmt: skip
+    inputs = [(option, path) for option, paths in reads.items() for path in paths if path]
+    check_stdin(words, inputs, no_stdin=no_stdin)
+    check_files(inputs, output=output, append=append)
+    if raw and (stream or extract):
+        raise BadInput(f"--json and {'--stream' if stream else '-x'} cannot be combined")
+    warn_of_names(words, systems)
     server = None if dry_run else read_server()
     check_output(output)
     if append and server:
@@ -2906,14 +2960,18 @@ def xchat(
     early = Background(connect(server, is_early=True)) if server and is_early else None
 
     # read
+    system_texts = [*systems, *map(read_rules, system_files)]
     old_files = [path for path in files if not (append and is_new(path))]
     fields, history = read_conversations(old_files)
     options = request_fields(
-        model=model, temperature=temperature, max_tokens=max_tokens,
-        schema=schema, stream=stream, params=params,
+        {
+            "model": model, "temperature": temperature, "max_completion_tokens": max_tokens,
+            "stream": stream, "response_format": read_schema(schema) if schema else None,
+        },
+        params,
     )  # fmt: skip
     urls = [image_url(image) for image in images]
-    is_taken = any(path in STDIN_NAMES for path in inputs)
+    is_taken = any(path in STDIN_NAMES for _option, path in inputs)
     prompt = read_prompt(
         words, history=history, has_image=bool(urls), timeout=timeout,
         unread="-n leaves standard input unread" if no_stdin
@@ -2921,7 +2979,7 @@ def xchat(
     )  # fmt: skip
 
     # build
-    first = [{"role": "system", "content": text} for text in systems]
+    first = [{"role": "system", "content": text} for text in system_texts]
     turn = prompt_messages(prompt, urls)
     body = build_body(first + history + turn, fields=fields, options=options)
     is_live = choose_stream(
@@ -2966,6 +3024,9 @@ def main() -> NoReturn:
     except MemoryError:
         log.error("not enough memory")
         status = 1
+    except ModuleNotFoundError as error:
+        log.error(f"{error.name} is missing; install it, as by: apt install python3-{error.name}")
+        status = 2
     # all is written; the usual end would crash if OpenSSL is at work in the other thread
     os._exit(status)
 
@@ -3009,18 +3070,24 @@ def die_of(number: int) -> NoReturn:
 
 SEE_HELP = "; see xchat --help"
 
+INSTEAD = {  # of options that other tools have
+    "api-key key token": "XAI_API_KEY",
+    "base-url api-base url endpoint": "XCHAT_BASE_URL",
+    "header headers": "XCHAT_HEADERS",
+    "continue chat session": "-a -f FILE",
+    "history messages conversation": "-f FILE",
+    "system-prompt role": "-s TEXT",
+    "prompt input message stdin": "arguments or standard input",
+    "attachment attach": "-i FILE for an image, or standard input",
+    "format": "--schema or --json",
+    "debug": "-v",
+}
+
 
 def explain_usage(error: click.UsageError) -> str:
     """Return what is wrong with the options, in words like ours."""
     if isinstance(error, click.NoSuchOption):
-        names = {opt.lstrip("-"): opt for param in xchat.params for opt in param.opts}
-        word = error.option_name.lstrip("-")
-        longer = [name for name in names if len(word) > 1 and name.startswith(word)]
-        near = names.get(longer[0] if longer else nearest(word, names) or "")
-        hint = f"; did you mean {near!r}?" if near and len(word) > 1 else ""
-        is_prompt = any(re.match(r"-\S*\s|-\d", word) for word in sys.argv[1:])
-        hint = hint or ("; a prompt that begins with - goes after --" if is_prompt else SEE_HELP)
-        return f"no such option: {error.option_name}{hint}"
+        return f"no such option: {error.option_name}{hint_for(error.option_name)}"
     message = error.message[:1].lower() + error.message[1:].rstrip(".")
     if isinstance(error, click.BadParameter):
         option, place = error.param, "PROMPT"
@@ -3029,6 +3096,24 @@ def explain_usage(error: click.UsageError) -> str:
             place = option.opts[0] if is_given or not option.envvar else str(option.envvar)
         return f"{place}: {message}"
     return f"{message}{SEE_HELP}"
+
+
+def hint_for(option: str) -> str:
+    """Return what to write in place of an option that there is not."""
+    names = option_names()
+    word = re.sub(DASHES, "", option).replace("_", "-")
+    for others, here in INSTEAD.items():
+        if word in others.split():
+            return f"; use {here}"
+    alike = [name for name in names if name.startswith("no") == word.startswith("no")]
+    longer = [name for name in alike if name.startswith(word)] if len(word) > 1 else []
+    near = names.get(word) or names.get(longer[0] if longer else nearest(word, alike) or "")
+    if near and (word in names or len(word) > 1):
+        return f"; did you mean {near!r}?"
+    if word.replace("-", "_") in FIELDS:
+        return f"; use -p {word.replace('-', '_')}=VALUE"
+    is_prompt = any(re.match(r"-\S*\s|-\d", word) for word in sys.argv[1:])
+    return "; a prompt that begins with - goes after --" if is_prompt else SEE_HELP
 
 
 if usual_sigint is signal.default_int_handler:

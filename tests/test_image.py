@@ -56,9 +56,9 @@ def test_an_image_alone_is_a_prompt(run: Run, file: File) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none.png", "none.png: No such file or directory"),
-        ("text", "text: not an image in JPEG, PNG or WebP"),
-        ("ftp://x/y.png", "ftp://x/y.png: No such file or directory"),
+        ("none.png", "-i none.png: No such file or directory"),
+        ("text", "-i text: not an image in JPEG, PNG or WebP"),
+        ("ftp://x/y.png", "-i ftp://x/y.png: No such file or directory"),
     ],
 )
 def test_a_wrong_image_is_one_line_and_nothing_is_sent(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import File, Result, Run, cases, said
+from conftest import File, Result, Run, body_of, cases, said
 from server import STREAM_HEAD, Api, completion, reply, stream
+
+import xchat
 
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 YAML_SCHEMA = "type: object\nproperties:\n  name: {type: string}\nrequired: [name]\n"
@@ -78,11 +80,24 @@ def test_with_extract_what_is_extracted_must_be_json(api: Api, run: Run, file: F
     assert run("--schema", file("{}"), "Hi").status == 1
 
 
+NO_FILE = "no such file; a schema itself begins with {, or is as in 'name, born int'"
+NO_SCHEMA = "--schema: expected a JSON Schema, with 'type', 'properties' or the like; found"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("none", "none: No such file or directory"),
-        ("list", "list: expected a JSON Schema, found a list"),
+        ("none", f"--schema none: {NO_FILE}"),
+        ("no/such.json", f"--schema no/such.json: {NO_FILE}"),
+        ("name, born date", f"--schema name, born date: {NO_FILE}"),
+        ("name,, born", f"--schema name,, born: {NO_FILE}"),
+        ("my file.json", f"--schema my file.json: {NO_FILE}"),
+        ("name, name", "--schema: duplicate key 'name'"),
+        (".", ".: Is a directory"),
+        ("list", f"{NO_SCHEMA} a list"),
+        ("object", f"{NO_SCHEMA} a mapping"),
+        ('{"name": "Ada", "born": 1815}', f"{NO_SCHEMA} a mapping"),
+        ('{"response_format": {"type": "json_schema", "json_schema": 1}}', f"{NO_SCHEMA} 1"),
         ("date", "date: YAML reads 2024-01-01 as a date; quote it"),
     ],
 )
@@ -90,6 +105,7 @@ def test_a_wrong_schema_is_one_line_and_nothing_is_sent(
     api: Api, run: Run, file: File, name: str, message: str
 ) -> None:
     file("[]", "list")
+    file("name: Ada\nborn: 1815\n", "object")
     file("const: 2024-01-01", "date")
     assert run("--schema", name, "Hi") == Result(b"", f"xchat: {message}\n", 2)
     assert api.requests == []
@@ -101,3 +117,96 @@ def test_a_line_break_inside_a_string_of_a_schema_or_a_field(run: Run, file: Fil
     assert run("--dry-run", "--schema", name, "Hi") == Result(b"", f"xchat: {message}\n", 2)
     result = run("--dry-run", "-p", f"tools=@{name}", "Hi")
     assert result == Result(b"", f"xchat: -p tools: {message}\n", 2)
+
+
+def schema_in(field: xchat.JSON) -> object:
+    assert field["type"] == "json_schema"
+    assert (field["json_schema"]["name"], field["json_schema"]["strict"]) == ("reply", True)
+    return field["json_schema"]["schema"]
+
+
+WRAPPED = {
+    "not at all": SCHEMA,
+    "with a name": {"name": "person", "schema": SCHEMA},
+    "with all that goes with it": {
+        "name": "person",
+        "description": "A person",
+        "strict": False,
+        "schema": SCHEMA,
+    },
+    "as a response format": {
+        "type": "json_schema",
+        "json_schema": {"name": "person", "strict": True, "schema": SCHEMA},
+    },
+    "as in the Responses API": {"type": "json_schema", "name": "person", "schema": SCHEMA},
+    "as a field of a request": {
+        "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
+    },
+    "in a whole request": {
+        "model": "m",
+        "response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
+    },
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_schema_is_taken_out_of_its_wrapping(name: str) -> None:
+    assert schema_in(xchat.read_schema(json.dumps(WRAPPED[name]))) == SCHEMA
+
+
+def test_what_is_sent_as_a_schema_is_one_again(run: Run, file: File) -> None:
+    first = run("--dry-run", "--schema", json.dumps(SCHEMA), "Hi")
+    assert run("--dry-run", "--schema", file(first.out), "Hi") == first
+
+
+SCHEMAS = [
+    {},
+    {"type": "array", "items": {"type": "string"}},
+    {"enum": ["yes", "no"]},
+    {"const": 1},
+    {"$ref": "#/$defs/a", "$defs": {"a": {"type": "string"}}},
+    {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    {"type": "object", "properties": {"schema": {"type": "object"}, "json_schema": {}}},
+]
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=str)
+def test_a_schema_is_sent_as_given(schema: object) -> None:
+    assert schema_in(xchat.read_schema(json.dumps(schema))) == schema
+
+
+STRING, INTEGER, NUMBER, BOOLEAN = (
+    {"type": name} for name in ("string", "integer", "number", "boolean")
+)
+ROWS = {
+    "name, born int": {"name": STRING, "born": INTEGER},
+    "name,born": {"name": STRING, "born": STRING},
+    "answer float": {"answer": NUMBER},
+    " is_true bool , why ": {"is_true": BOOLEAN, "why": STRING},
+    "a string, b integer, c number, d boolean": {
+        "a": STRING,
+        "b": INTEGER,
+        "c": NUMBER,
+        "d": BOOLEAN,
+    },
+    "größe int, first-name str": {"größe": INTEGER, "first-name": STRING},
+    "int, str int": {"int": STRING, "str": INTEGER},
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_of_names_is_a_schema(row: str) -> None:
+    assert schema_in(xchat.read_schema(row)) == {
+        "type": "object",
+        "properties": ROWS[row],
+        "required": [*ROWS[row]],
+        "additionalProperties": False,
+    }
+
+
+def test_a_file_wins_over_a_row_of_names(run: Run, file: File) -> None:
+    file('{"type": "number"}', "name, born int")
+    body = body_of(run("--dry-run", "--schema", "name, born int", "Hi"))
+    assert schema_in(body["response_format"]) == {"type": "number"}
+    body = body_of(run("--dry-run", "--schema", "name, died int", "Hi"))
+    assert body["response_format"] == xchat.read_schema("name, died int")
