@@ -1,4 +1,7 @@
-"""-o: the file is whole or as it was; and every form of output works with every other."""
+"""-o: the file is whole or as it was; and every form of output works with every other.
+
+How a file is replaced is tested in test_replace.py.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PNG, File, Result, Run
+from conftest import PNG, File, Result, Run, Shell, needs, needs_file
 from server import STREAM_HEAD, Api, chunk, completion, event, reply, stream
 
 
@@ -37,38 +40,76 @@ def test_the_output_takes_the_place_of_the_file_and_keeps_its_mode(
     assert sorted(os.listdir(tmp_path)) == ["link", "out"]
 
 
-NOT_WHOLE: list[Any] = [
-    reply(completion("Hel", finish_reason="length")),
-    reply(completion(None)),
-    reply(b"{"),
-    reply({"error": "no"}, "400 Bad Request"),
-    [STREAM_HEAD + event(chunk("Hel"))],
-    [],
-]
+# what the server says, and what of it is printed
+NOT_WHOLE = {
+    "cut at the token limit": (reply(completion("Hel", finish_reason="length")), b"Hel\n"),
+    "empty": (reply(completion(None)), b""),
+    "half a body": (reply(b"{"), b""),
+    "refused": (reply({"error": "no"}, "400 Bad Request"), b""),
+    "a stream that ends early": ([STREAM_HEAD + event(chunk("Hel"))], b"Hel\n"),
+    "no answer": ([], b""),
+}
 
 
-@pytest.mark.parametrize("answer", NOT_WHOLE)
-def test_a_failure_leaves_the_file_as_it_was(
-    api: Api, run: Run, file: File, tmp_path: Path, answer: list[Any]
+@pytest.mark.parametrize(("answer", "out"), NOT_WHOLE.values(), ids=NOT_WHOLE)
+def test_what_is_not_whole_goes_to_standard_output_and_the_file_is_left_as_it_was(
+    api: Api, run: Run, file: File, tmp_path: Path, answer: list[Any], out: bytes
 ) -> None:
     name = file("yesterday's", "report")
     api.will(answer, answer)
     result = run("-o", name, "Hi")
-    assert (result.out, result.err.count("\n")) == (b"", 1)
+    assert (result.out, result.err.count("\n")) == (out, 1)
     assert result.status != 0
     assert (tmp_path / name).read_text() == "yesterday's"
     assert run("-o", "new", "Hi").status == result.status
     assert os.listdir(tmp_path) == [name]
 
 
-def test_a_full_disk_leaves_the_file_as_it_was(
+@pytest.mark.parametrize(("answer", "_out"), NOT_WHOLE.values(), ids=NOT_WHOLE)
+def test_standard_output_that_is_named_gets_a_whole_reply_or_nothing(
+    api: Api, run: Run, answer: list[Any], _out: bytes
+) -> None:
+    api.will(answer, answer, reply(completion()))
+    result = run("-o", "-", "Hi")
+    assert (result.out, result.err.count("\n")) == (b"", 1)
+    assert result.status != 0
+    assert run("-o", "/dev/stdout", "Hi") == result
+    assert run("-o", "-", "Hi") == Result(b"Hello\n", "", 0)
+
+
+def test_standard_output_that_is_named_gets_no_stream_on_a_terminal(api: Api, run: Run) -> None:
+    api.will(reply(completion("\x1b")))
+    here, there = pty.openpty()
+    process = run.start("-o", "-", "Hi", stdout=there)
+    os.close(there)
+    assert process.wait(20) == 0
+    assert read_terminal(here) == b"^[\n"
+    assert "stream" not in api.body
+
+
+def test_an_error_in_json_goes_to_standard_output_unless_that_is_named(
     api: Api, run: Run, file: File, tmp_path: Path
 ) -> None:
     name = file("yesterday's", "report")
-    api.will(reply(completion("x" * 9999)))
-    run.command = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *run.command]
-    assert run("-o", name, "Hi") == Result(b"", "xchat: report: File too large\n", 1)
+    answer = reply({"error": "no"}, "400 Bad Request")
+    api.will(answer, answer)
+    result = run("--json", "-o", name, "Hi")
+    assert (result.out, result.status) == (b'{"error": "no"}\n', 4)
     assert (tmp_path / name).read_text() == "yesterday's"
+    assert run("--json", "-o", "-", "Hi") == Result(b"", result.err, 4)
+
+
+def test_with_a_full_disk_the_reply_goes_to_standard_output(
+    api: Api, run: Run, file: File, tmp_path: Path
+) -> None:
+    name = file("yesterday's", "report")
+    text = "x" * 9999
+    api.will(reply(completion(text)), reply(completion(text)))
+    run.command = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *run.command]
+    message = "xchat: report: File too large\n"
+    assert run("-o", name, "Hi") == Result(f"{text}\n".encode(), message, 1)
+    assert (tmp_path / name).read_text() == "yesterday's"
+    assert run("-o", "new", "Hi").out == f"{text}\n".encode()
     assert os.listdir(tmp_path) == [name]
 
 
@@ -85,9 +126,23 @@ def test_a_turn_that_cannot_be_added_leaves_the_output_as_it_was(
         assert process.poll() is None
     file("broken", "c/c")
     gate.set()
-    assert process.wait(20) == 1
+    out, err = process.communicate(timeout=20)
+    assert (out, err.count(b"\n"), process.returncode) == (b"Hello\n", 1, 1)
     assert (tmp_path / "report").read_text() == "yesterday's"
     assert sorted(os.listdir(tmp_path)) == ["c", "report"]
+
+
+def test_a_turn_that_cannot_be_added_does_not_keep_the_reply_from_standard_output(
+    api: Api, run: Run, file: File
+) -> None:
+    def break_it(_connection: Any) -> None:
+        file("broken")
+
+    for args in (["-o", "-"], ["--stream"], []):
+        answer = [STREAM_HEAD + stream("Hello")] if args == ["--stream"] else reply(completion())
+        api.will([break_it, *answer])
+        result = run("-af", file("- user: a\n"), *args, "Hi")
+        assert (result.out, result.err.count("\n"), result.status) == (b"Hello\n", 1, 1)
 
 
 def test_a_device_or_a_pipe_is_written_to(api: Api, run: Run, tmp_path: Path) -> None:
@@ -102,11 +157,68 @@ def test_a_device_or_a_pipe_is_written_to(api: Api, run: Run, tmp_path: Path) ->
     assert process.wait(20) == 0
 
 
-def test_the_output_needs_no_standard_output(api: Api, run: Run, tmp_path: Path) -> None:
+NAMES_OF_STDOUT = {
+    "two slashes": "//dev/stdout",
+    "a relative path": "../../../../../../../../../dev/stdout",
+    "a thread's descriptor": "/proc/thread-self/fd/1",
+    "a link": "link",
+    "a link to a link": "link2",
+    "the file itself": "log",
+    "another name of the file": "log2",
+}
+
+
+@needs_file("/proc/thread-self")
+@pytest.mark.parametrize("name", NAMES_OF_STDOUT.values(), ids=NAMES_OF_STDOUT)
+def test_what_is_open_for_writing_already_is_written_to_under_any_name(
+    shell: Shell, shell_api: Api, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    (tmp_path / "link2").symlink_to("link")
+    (tmp_path / "log").touch()
+    (tmp_path / "log2").hardlink_to(tmp_path / "log")
+    inode = (tmp_path / "log").stat().st_ino
+    shell_api.will(reply(completion()))
+    result = shell(f"exec >log; echo one; xchat -o {name} Hi; echo two")
+    assert result == Result(b"", "", 0)
+    assert (tmp_path / "log").read_text() == "one\nHello\ntwo\n"
+    assert (tmp_path / "log").stat().st_ino == inode
+
+
+def test_a_file_that_is_open_for_reading_alone_is_edited_in_place(
+    api: Api, run: Run, file: File, tmp_path: Path
+) -> None:
+    name = file("Helo", "notes.txt")
     api.will(reply(completion()))
+    with open(tmp_path / name, "rb") as notes:
+        assert run("-s", "Fix", "-o", name, stdin=notes) == Result(b"", "", 0)
+    assert api.body["messages"][-1] == {"role": "user", "content": "Helo"}
+    assert (tmp_path / name).read_text() == "Hello\n"
+
+
+@needs("bash")
+def test_a_process_of_the_shell_is_written_to(shell: Shell, shell_api: Api, tmp_path: Path) -> None:
+    shell_api.will(reply(completion()))
+    result = shell("bash -c 'xchat -o >(tr a-z A-Z >out; mv out done) Hi; wait $!'")
+    assert result == Result(b"", "", 0)
+    assert (tmp_path / "done").read_text() == "HELLO\n"
+
+
+@needs_file("/dev/full")
+def test_what_a_device_does_not_take_goes_to_standard_output(api: Api, run: Run) -> None:
+    api.will(reply(completion()))
+    message = "xchat: /dev/full: No space left on device\n"
+    assert run("-o", "/dev/full", "Hi") == Result(b"Hello\n", message, 1)
+
+
+def test_the_output_needs_no_standard_output(api: Api, run: Run, tmp_path: Path) -> None:
+    api.will(reply(completion()), reply(completion()))
     run.command = ["sh", "-c", 'exec "$@" >&-', "sh", *run.command]
     assert run("-o", "out", "Hi") == Result(b"", "", 0)
     assert (tmp_path / "out").read_text() == "Hello\n"
+    assert run("-o", "/dev/null", "Hi") == Result(b"", "", 0)
+    message = "xchat: standard output: closed\n"
+    assert run("-o", "-", "Hi") == Result(b"", message, 1)
 
 
 def test_an_interrupt_leaves_no_file_behind(api: Api, run: Run, tmp_path: Path) -> None:
