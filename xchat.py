@@ -2387,47 +2387,60 @@ def receive(texts: Iterator[str], *, is_live: bool) -> Failure | None:
     return None
 
 
+# Where the reply goes, unless it is written live:
+#
+#   -o        a whole reply                               what is not whole
+#   none      to standard output                          to standard output
+#   -         to standard output                          nowhere
+#   a file    to the file, or else to standard output     to standard output
+
+
 def deliver(
     reply: Reply,
     failure: Failure | None,
     *,
     output: str | None,
+    target: str | int,
     added: contextlib.AbstractContextManager[None],
     is_live: bool,
     extract: bool,
     has_schema: bool,
 ) -> Failure | None:
-    """Write what is not written yet of the reply; return the failure so far, or a new one.
-
-    What is not whole goes to standard output, but replaces no file and is added to none.
-    """
+    """Write what is not written yet of the reply; return the failure so far, or a new one."""
+    text = extract_code(reply.text) if extract else reply.text
+    if not failure:
+        fault = judge(reply, text, wants_json=has_schema)
+        failure = fault and reply.blame(fault)
+        log.debug("* the reply is whole" if failure is None else "* the reply is not whole")
+    data = text.encode() if reply.body is None else bytes(reply.body)
+    if data and not data.endswith(b"\n"):
+        data += b"\n"
     try:
-        text = extract_code(reply.text) if extract else reply.text
-        if not failure:
-            fault = judge(reply, text, wants_json=has_schema)
-            failure = fault and reply.blame(fault)
-            log.debug("* the reply is whole" if failure is None else "* the reply is not whole")
-        data = text.encode() if reply.body is None else bytes(reply.body)
-        if data and not data.endswith(b"\n"):
-            data += b"\n"
-        if output is None and not is_live:
+        if target == 1 and not is_live and not (failure and output):
             write_output(data)
-        if failure is None:
+        if not failure:
             with added:  # neither file is replaced if one cannot be written
-                if output is not None:
-                    write_out(output, data)
+                if target != 1:
+                    write_to(target, data, name=output)
+            return None
     except Failure as error:
-        return failure or error
+        failure = failure or error
+    if target != 1:
+        with contextlib.suppress(Failure):
+            write_output(data)
     return failure
 
 
-def write_out(path: str | None, data: bytes) -> None:
+def write_to(target: str | int, data: bytes, *, name: str | None) -> None:
     """Write to the file of -o, or to standard output."""
-    if path is None:
+    if target == 1:
         write_output(data)
         return
-    with at(path, BadReply), replaced(path, data, mode=0o666):
-        pass
+    with at(str(name), BadReply):
+        if isinstance(target, int):
+            write_bytes(target, data)
+        else:
+            replace(target, data, mode=0o666)
 
 
 # begins a block of code; in a list it may be indented, or stand behind the item's bullet
@@ -2457,7 +2470,7 @@ def write_output(data: bytes) -> None:
     if sys.stdout is None:
         raise BadReply("standard output: closed")
     try:
-        write_bytes(1, data, is_terminal=stdout_is_terminal())
+        write_bytes(1, data)
     except BrokenPipeError:
         die_of(signal.SIGPIPE)
     except OSError as error:
@@ -2465,12 +2478,12 @@ def write_output(data: bytes) -> None:
 
 
 @functools.cache  # it is asked for every piece of a stream
-def stdout_is_terminal() -> bool:
-    return os.isatty(1)
+def is_terminal(fd: int) -> bool:
+    return os.isatty(fd)
 
 
-def write_bytes(fd: int, data: bytes, *, is_terminal: bool) -> None:
-    if is_terminal:
+def write_bytes(fd: int, data: bytes) -> None:
+    if is_terminal(fd):
         data = show_controls(data.decode(errors="replace")).encode()
     rest = memoryview(data)
     while rest:
@@ -2527,78 +2540,135 @@ def tell_usage(reply: Reply) -> None:
 # Replying: files -----------------------------------------------------------------------------
 
 
-def check_output(path: str | None) -> None:
-    """Refuse what could not be written, before a reply is paid for; None is standard output."""
+# What the name of -o or -a leads to is found once, before a reply is paid for, and not followed
+# again at the end:
+#
+#   a device, a pipe, what is open for writing already   is written to, where it stands
+#   a file, or nothing                                   is replaced by a new file like it
+#   a file that cannot be replaced so                    is written over
+#
+# A new file is like the old one if it has the same owner, group, mode and attributes (ACLs are
+# some), and the old one has no other name: nobody gets to read it, and nobody is shut out.  It is
+# made before the request, too, and removed, so that what fails fails then, and nothing lies about
+# while the model thinks.  Writing over begins behind the end: where there is no room, the file
+# stays as it was.  What can be written nowhere goes to standard output.
+
+
+def find_target(name: str) -> str | int:
+    """Return the path of a file to be replaced, or the descriptor of what is written to."""
     import fcntl
 
-    if path is None:
+    if name == "-":
         if sys.stdout is None:
             raise BadReply("standard output: closed")
-        return
-    with at(path):
-        if (fd := fd_of(path)) is not None:
-            if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-                raise BadInput("is open for reading only")
-            return
-        if os.path.isdir(path) or not os.path.basename(path):
+        return 1
+    with at(name):
+        if (fd := descriptor_of(name)) is not None:
+            return fd
+        if is_special(name):  # 1 is standard output, even if that is closed
+            return fcntl.fcntl(os.open(name, os.O_WRONLY), fcntl.F_DUPFD, 3)
+    return find_file(name, mode=0o666)
+
+
+def find_file(name: str, *, mode: int) -> str:
+    """Return the path of a file without links, or raise BadInput if it could not be written.
+
+    mode is that of a new file.
+    """
+    with at(name):
+        if os.path.isdir(name) or not os.path.basename(name):
             raise BadInput("is a directory")
-        with contextlib.suppress(FileNotFoundError):
-            os.stat(path)  # for a loop of links, and the like
-            if not os.access(path, os.W_OK):
-                raise BadInput("no permission to write it")
-        if not is_special(path):
-            directory = os.path.dirname(os.path.realpath(path))
-            os.stat(directory)
-            if not os.access(directory, os.W_OK):
-                raise BadInput(f"no permission to write in {directory}")
+        if os.path.exists(name) and not os.access(name, os.W_OK):
+            raise BadInput("no permission to write it")
+        path = os.path.realpath(name)
+        try:
+            new_file(path, mode=mode).close()
+        except OSError:
+            if not os.path.exists(path):
+                raise
+        remove_temporary()
+        return path
 
 
 def is_special(path: str) -> bool:
-    """Say whether the file is there but can't be replaced by another one: a device, a pipe."""
-    if fd_of(path) is not None:
-        return True
-    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+    """Say whether something is there that is not to be replaced."""
+    is_there = os.path.exists(path) and not os.path.isdir(path)
+    return is_there and not (os.path.isfile(path) and descriptor_of(path) is None)
 
 
-def fd_of(path: str) -> int | None:
-    """Return the descriptor that a name such as /dev/stdout stands for."""
-    path = {"/dev/stdout": "/dev/fd/1", "/dev/stderr": "/dev/fd/2"}.get(path, path)
-    match = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", path)
-    return int(match[1][:9]) if match else None
+def descriptor_of(path: str) -> int | None:
+    """Return the descriptor through which the file is open for writing, None if it is not."""
+    import fcntl
+
+    with contextlib.suppress(FileNotFoundError):
+        status = os.stat(path)
+        for fd in (1, *map(int, os.listdir("/dev/fd"))):
+            with contextlib.suppress(OSError):  # that of the list is closed by now
+                is_this = os.path.samestat(os.fstat(fd), status)
+                if is_this and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+                    return fd
+    return None
 
 
-@contextlib.contextmanager
-def replaced(path: str, data: bytes, *, mode: int) -> Iterator[None]:
-    """Write a new file, which takes the place of the old one if all goes well inside.
+temporary: list[str] = []  # files that must not be left behind
 
-    The new file has the old one's mode and, where possible, its owner; mode is for a file where
-    there was none. What can't be replaced is written to.
-    """
-    if is_special(path):
-        fd = fd_of(path)
-        with open(path if fd is None else os.dup(fd), "wb", buffering=0) as file:
-            write_bytes(file.fileno(), data, is_terminal=file.isatty())
-        yield
-        return
-    path = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(path), f".xchat-{os.urandom(8).hex()}")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+
+def remove_temporary() -> None:
+    for path in temporary:  # which stays as it is, as a signal may begin this again
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
+def new_file(path: str, *, mode: int) -> io.FileIO:
+    """Make a file to replace that of the path; raise OSError if it cannot be like it."""
+    name = os.path.join(os.path.dirname(path), f".xchat-{os.urandom(8).hex()}")
+    temporary.append(name)
+    if not os.path.isfile(path) or os.path.islink(path):
+        return io.FileIO(name, "x", opener=functools.partial(os.open, mode=mode))
+    file = io.FileIO(name, "x", opener=functools.partial(os.open, mode=0o600))
+    old = os.stat(path)
+    with contextlib.suppress(OSError):
+        os.fchown(file.fileno(), old.st_uid, old.st_gid)
+        os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+    if old.st_nlink > 1 or likeness(file.fileno()) != likeness(path):
+        raise OSError(None, "cannot be replaced by a file like it")
+    return file
+
+
+def likeness(file: int | str) -> tuple[Any, ...]:
+    """Return what says who may do what with a file."""
+    status = os.stat(file)
+    attributes = {}
+    with contextlib.suppress(OSError, AttributeError):  # some file systems, and macOS, have none
+        attributes = {name: os.getxattr(file, name) for name in os.listxattr(file)}
+    return status.st_uid, status.st_gid, status.st_mode, attributes
+
+
+def replace(path: str, data: bytes, *, mode: int) -> None:
+    """Put the data in place of what a file holds; mode is that of a new file."""
     try:
-        mode = 0o600 if os.path.exists(path) else mode  # nobody may open it before it is alike
-        with open(os.open(temporary, flags, mode), "wb", buffering=0) as file:
-            if os.path.exists(path):
-                old = os.stat(path)
-                with contextlib.suppress(OSError):
-                    os.fchown(file.fileno(), old.st_uid, old.st_gid)
-                os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
-            write_bytes(file.fileno(), data, is_terminal=False)
+        with new_file(path, mode=mode) as file:
+            write_bytes(file.fileno(), data)
             os.fsync(file.fileno())
-        yield
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):  # an interrupt may come as it is renamed
-            os.unlink(temporary)
-        raise
+        os.replace(file.name, path)
+    except OSError:
+        if not os.path.exists(path):
+            raise
+        write_over(path, data)
+
+
+def write_over(path: str, data: bytes) -> None:
+    with io.FileIO(os.open(path, os.O_WRONLY | os.O_NOFOLLOW), "w") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            for begin, part in ((size, data[size:]), (0, data[:size])):
+                file.seek(begin)
+                write_bytes(file.fileno(), part)
+                os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(size)
+            raise
+        file.truncate(len(data))
 
 
 # Replying: the turn that is added to the conversation ----------------------------------------
@@ -2609,36 +2679,69 @@ def is_new(path: str) -> bool:
     return not os.path.exists(path) or (os.path.isfile(path) and not os.path.getsize(path))
 
 
+# Writers keep each other out by a lock on the file, which is one under all its names, or while it
+# is missing, on its directory.  The lock is tried before the request and let go, and taken again to
+# read the file once more and write it: nobody waits for another's reply.
+
+
 @contextlib.contextmanager
-def appended(path: str, turn: list[JSON], *, systems: list[JSON]) -> Iterator[None]:
+def appended(
+    path: str, turn: list[JSON], *, name: str, systems: list[JSON], until: float
+) -> Iterator[None]:
     """Add a turn to a conversation file as it is by now, the system messages to a new one.
 
-    The file is replaced if all goes well inside.
+    It is written if all goes well inside.
     """
-    with at(f"{path}: cannot append the turn", BadReply):
-        target = os.path.realpath(path)
-        with locked(os.path.dirname(target)):
-            if is_special(target):  # a pipe, say, which would not end
-                raise BadReply("is no longer a regular file")
-            if is_new(target):
-                text = new_conversation(target, systems + turn)
-            else:
-                text = add_messages(decode(read_file(target)), turn, path=path)
-            with replaced(target, text.encode(), mode=0o600):
-                yield
+    with at(f"{name}: cannot append the turn", BadReply), locked(path, until=until) as old:
+        if old:
+            text = add_messages(decode(old), turn, path=name)
+        else:
+            text = new_conversation(path, systems + turn)
+        yield
+        replace(path, text.encode(), mode=0o600)
 
 
 @contextlib.contextmanager
-def locked(directory: str) -> Iterator[None]:
-    """Keep other writers out; a file that is replaced can't carry the lock itself."""
+def locked(path: str, *, until: float) -> Iterator[bytearray]:
+    """Lock a file, and return what it holds; nothing if it is missing."""
+    for attempt in itertools.count():
+        place = lock_place(path)
+        fd = os.open(place, os.O_NOFOLLOW | (os.O_RDWR if place == path else os.O_RDONLY))
+        try:  # who has waited may have the lock of a file that has been replaced
+            if has_lock(fd, path) and os.path.samestat(os.fstat(fd), os.stat(lock_place(path))):
+                yield read_bytes(io.FileIO(fd, closefd=False)) if place == path else bytearray()
+                return
+        finally:
+            os.close(fd)
+        if time.monotonic() > until:
+            raise BadReply(f"locked by another process; fuser {place} shows which")
+        if attempt == 50 * HINT_DELAY:
+            log.warning(f"still waiting for the lock of {path}")
+        time.sleep(0.02)
+
+
+def lock_place(path: str) -> str:
+    if not os.path.lexists(path):
+        return os.path.dirname(path)
+    if not stat.S_ISREG(os.lstat(path).st_mode):  # a pipe, say, would not end
+        raise BadReply("is no longer a regular file")
+    return path
+
+
+warn_once = functools.cache(log.warning)  # of what is met both before the request and after it
+
+
+def has_lock(fd: int, path: str) -> bool:
+    """Lock the file, or return False if another process has done so."""
     import fcntl
 
-    fd = os.open(directory, os.O_RDONLY)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        warn_once(f"{path}: cannot be locked ({error.strerror}); append from one run at a time")
+    return True
 
 
 def new_conversation(path: str, messages: list[JSON]) -> str:
@@ -2941,7 +3044,6 @@ def xchat(
     log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
     if verbose:
         sys.addaudithook(tell_sockets)
-    output = None if output is None or output == "-" or fd_of(output) == 1 else output
     reads = {
         "-f": files, "-S": system_files, "-i": images, "--schema": [schema],
         "-p": map(file_in, params),
@@ -2953,9 +3055,8 @@ def xchat(
         raise BadInput(f"--json and {'--stream' if stream else '-x'} cannot be combined")
     warn_of_names(words, systems)
     server = None if dry_run else read_server()
-    check_output(output)
-    if append and server:
-        check_output(files[0])
+    target = find_target(output or "-")
+    conversation = find_file(files[0], mode=0o600) if append and server else ""
     is_early = server is not None and server.is_secure and not no_stdin and may_wait(words)
     early = Background(connect(server, is_early=True)) if server and is_early else None
 
@@ -2986,10 +3087,14 @@ def xchat(
         body, stream, is_held=bool(output) or extract or raw, usage=usage
     )
     if server is None:
-        write_out(output, encode_body(body) + b"\n")
+        write_to(target, encode_body(body) + b"\n", name=output)
         return
 
     # ask
+    until = time.monotonic() + timeout
+    if append:
+        with at(files[0]), locked(conversation, until=until):
+            timeout -= round(timeout - (until - time.monotonic()))  # the seconds of waiting
     reply = Reply(server.host, keep_body=raw)
     texts = ask(server, early, body, reply, timeout=timeout, retries=retries)
     failure = receive(texts, is_live=is_live)
@@ -2997,8 +3102,9 @@ def xchat(
     # deliver
     turn.append({"role": "assistant", "content": reply.text})
     failure = deliver(
-        reply, failure, output=output,
-        added=appended(files[0], turn, systems=first) if append else contextlib.nullcontext(),
+        reply, failure, output=output, target=target,
+        added=appended(conversation, turn, name=files[0], systems=first, until=until)
+        if append else contextlib.nullcontext(),
         is_live=is_live, extract=extract, has_schema=schema is not None,
     )  # fmt: skip
     if usage:
@@ -3038,31 +3144,34 @@ class Interrupt(BaseException):
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Let a signal clean up, on the terminal and among the files, before it ends the run."""
-    received: list[int] = []
-
-    def interrupt(number: int, _frame: Any) -> NoReturn:
-        signal.signal(number, signal.SIG_DFL)
-        if received:  # the second one does not wait for the cleaning
-            die_of(number)
-        received.append(number)
-        raise Interrupt
-
+    first = 0  # the first signal, or -1 at the end
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     usual = (signal.SIG_DFL, signal.default_int_handler)  # the parent may ignore it instead
     caught = [number for number in numbers if signal.getsignal(number) in usual]
+
+    def interrupt(number: int, _frame: Any) -> NoReturn:
+        nonlocal first
+        if first:  # a second one does not wait until all is cleaned up
+            die_of(number)
+        first = number
+        raise Interrupt
+
     try:
         for number in caught:
             signal.signal(number, interrupt)
         yield
     finally:
-        if received:  # whatever came of the Interrupt: the threading module may turn it into more
-            die_of(received[0])
+        first = first or -1  # before the next call, in which a signal would be an Interrupt
+        if first > 0:  # whatever came of it: the threading module may turn it into more
+            die_of(first)
+        remove_temporary()
         for number in caught:
             signal.signal(number, signal.SIG_DFL)
 
 
 def die_of(number: int) -> NoReturn:
     """End by the signal itself, which is what a shell's loop looks for."""
+    remove_temporary()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     os._exit(128 + number)  # the parent has blocked it

@@ -1,4 +1,7 @@
-"""-o: the file is whole or as it was; and every form of output works with every other."""
+"""-o: the file is whole or as it was; and every form of output works with every other.
+
+How a file is replaced is tested in test_replace.py.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PNG, File, Result, Run, Screen, Shell, cases, needs_file
+from conftest import PNG, File, Result, Run, Screen, Shell, needs, needs_file
 from server import STREAM_HEAD, Api, chunk, completion, event, reply, stream
 
 
@@ -35,38 +38,75 @@ def test_the_output_takes_the_place_of_the_file_and_keeps_its_mode(
     assert sorted(os.listdir(tmp_path)) == ["link", "out"]
 
 
-NOT_WHOLE: dict[str, Any] = {
-    "at the token limit": reply(completion("Hel", finish_reason="length")),
-    "no text": reply(completion(None)),
-    "half a body": reply(b"{"),
-    "an error": reply({"error": "no"}, "400 Bad Request"),
-    "a stream without an end": [STREAM_HEAD + event(chunk("Hel"))],
-    "no answer": [],
+# what the server says, and what of it is printed
+NOT_WHOLE = {
+    "cut at the token limit": (reply(completion("Hel", finish_reason="length")), b"Hel\n"),
+    "empty": (reply(completion(None)), b""),
+    "half a body": (reply(b"{"), b""),
+    "refused": (reply({"error": "no"}, "400 Bad Request"), b""),
+    "a stream that ends early": ([STREAM_HEAD + event(chunk("Hel"))], b"Hel\n"),
+    "no answer": ([], b""),
 }
 
 
-@cases("answer", NOT_WHOLE)
-def test_a_failure_leaves_the_file_as_it_was(
-    api: Api, run: Run, file: File, tmp_path: Path, answer: list[Any]
+@pytest.mark.parametrize(("answer", "out"), NOT_WHOLE.values(), ids=NOT_WHOLE)
+def test_what_is_not_whole_goes_to_standard_output_and_the_file_is_left_as_it_was(
+    api: Api, run: Run, file: File, tmp_path: Path, answer: list[Any], out: bytes
 ) -> None:
     name = file("yesterday's", "report")
     api.will(answer, answer)
     result = run("-o", name, "Hi")
-    assert (result.out, result.err.count("\n")) == (b"", 1)
+    assert (result.out, result.err.count("\n")) == (out, 1)
     assert result.status != 0
     assert (tmp_path / name).read_text() == "yesterday's"
     assert run("-o", "new", "Hi").status == result.status
     assert os.listdir(tmp_path) == [name]
 
 
-def test_a_full_disk_leaves_the_file_as_it_was(
+@pytest.mark.parametrize(("answer", "_out"), NOT_WHOLE.values(), ids=NOT_WHOLE)
+def test_standard_output_that_is_named_gets_a_whole_reply_or_nothing(
+    api: Api, run: Run, answer: list[Any], _out: bytes
+) -> None:
+    api.will(answer, answer, reply(completion()))
+    result = run("-o", "-", "Hi")
+    assert (result.out, result.err.count("\n")) == (b"", 1)
+    assert result.status != 0
+    assert run("-o", "/dev/stdout", "Hi") == result
+    assert run("-o", "-", "Hi") == Result(b"Hello\n", "", 0)
+
+
+def test_standard_output_that_is_named_gets_no_stream_on_a_terminal(api: Api, run: Run) -> None:
+    api.will(reply(completion("\x1b")))
+    screen = Screen()
+    process = run.start("-o", "-", "Hi", stdout=screen.theirs)
+    assert process.wait(20) == 0
+    assert screen.close() == b"^[\r\n"
+    assert "stream" not in api.body
+
+
+def test_an_error_in_json_goes_to_standard_output_unless_that_is_named(
     api: Api, run: Run, file: File, tmp_path: Path
 ) -> None:
     name = file("yesterday's", "report")
-    api.will(reply(completion("x" * 9999)))
-    run.by_shell('ulimit -f 1; exec "$@"')
-    assert run("-o", name, "Hi") == Result(b"", "xchat: report: File too large\n", 1)
+    answer = reply({"error": "no"}, "400 Bad Request")
+    api.will(answer, answer)
+    result = run("--json", "-o", name, "Hi")
+    assert (result.out, result.status) == (b'{"error": "no"}\n', 4)
     assert (tmp_path / name).read_text() == "yesterday's"
+    assert run("--json", "-o", "-", "Hi") == Result(b"", result.err, 4)
+
+
+def test_with_a_full_disk_the_reply_goes_to_standard_output(
+    api: Api, run: Run, file: File, tmp_path: Path
+) -> None:
+    name = file("yesterday's", "report")
+    text = "x" * 9999
+    api.will(reply(completion(text)), reply(completion(text)))
+    run.command = ["sh", "-c", 'ulimit -f 1; exec "$@"', "sh", *run.command]
+    message = "xchat: report: File too large\n"
+    assert run("-o", name, "Hi") == Result(f"{text}\n".encode(), message, 1)
+    assert (tmp_path / name).read_text() == "yesterday's"
+    assert run("-o", "new", "Hi").out == f"{text}\n".encode()
     assert os.listdir(tmp_path) == [name]
 
 
@@ -82,9 +122,23 @@ def test_a_turn_that_cannot_be_added_leaves_the_output_as_it_was(
     api.wait_for_requests()
     file("broken", "c/c")
     gate.set()
-    assert process.wait(20) == 1
+    out, err = process.communicate(timeout=20)
+    assert (out, err.count(b"\n"), process.returncode) == (b"Hello\n", 1, 1)
     assert (tmp_path / "report").read_text() == "yesterday's"
     assert sorted(os.listdir(tmp_path)) == ["c", "report"]
+
+
+def test_a_turn_that_cannot_be_added_does_not_keep_the_reply_from_standard_output(
+    api: Api, run: Run, file: File
+) -> None:
+    def break_it(_connection: Any) -> None:
+        file("broken")
+
+    for args in (["-o", "-"], ["--stream"], []):
+        answer = [STREAM_HEAD + stream("Hello")] if args == ["--stream"] else reply(completion())
+        api.will([break_it, *answer])
+        result = run("-af", file("- user: a\n"), *args, "Hi")
+        assert (result.out, result.err.count("\n"), result.status) == (b"Hello\n", 1, 1)
 
 
 def test_a_device_or_a_pipe_is_written_to(api: Api, run: Run, tmp_path: Path) -> None:
@@ -99,87 +153,68 @@ def test_a_device_or_a_pipe_is_written_to(api: Api, run: Run, tmp_path: Path) ->
     assert process.wait(20) == 0
 
 
-APPENDS = [
-    ("exec >log; echo one; xchat -o {} Hi; echo two", "/dev/stdout"),
-    ("exec >log; echo one; xchat -o {} Hi; echo two", "/dev/fd/1"),
-    pytest.param(
-        "exec >log; echo one; xchat -o {} Hi; echo two",
-        "/proc/self/fd/1",
-        marks=needs_file("/proc/self"),
-    ),
-    ("exec 3>log; echo one >&3; xchat -o {} Hi; echo two >&3", "/dev/fd/3"),
-    ("exec 2>log; echo one >&2; xchat -o {} Hi; echo two >&2", "/dev/stderr"),
-    ("exec 2>log; echo one >&2; xchat -o {} Hi; echo two >&2", "/dev/fd/2"),
-]
+NAMES_OF_STDOUT = {
+    "two slashes": "//dev/stdout",
+    "a relative path": "../../../../../../../../../dev/stdout",
+    "a thread's descriptor": "/proc/thread-self/fd/1",
+    "a link": "link",
+    "a link to a link": "link2",
+    "the file itself": "log",
+    "another name of the file": "log2",
+}
 
 
-@pytest.mark.parametrize(("script", "name"), APPENDS)
-def test_a_redirected_file_is_added_to_where_the_shell_is(
-    shell: Shell, shell_api: Api, tmp_path: Path, script: str, name: str
+@needs_file("/proc/thread-self")
+@pytest.mark.parametrize("name", NAMES_OF_STDOUT.values(), ids=NAMES_OF_STDOUT)
+def test_what_is_open_for_writing_already_is_written_to_under_any_name(
+    shell: Shell, shell_api: Api, tmp_path: Path, name: str
 ) -> None:
-    shell_api.will(reply(completion()))
-    (tmp_path / "log").write_text("an old and much longer line than those that come\n")
+    (tmp_path / "link").symlink_to("/dev/stdout")
+    (tmp_path / "link2").symlink_to("link")
+    (tmp_path / "log").touch()
+    (tmp_path / "log2").hardlink_to(tmp_path / "log")
     inode = (tmp_path / "log").stat().st_ino
-    result = shell(script.format(name))
-    assert (result.out, result.err, result.status) == (b"", "", 0)
+    shell_api.will(reply(completion()))
+    result = shell(f"exec >log; echo one; xchat -o {name} Hi; echo two")
+    assert result == Result(b"", "", 0)
     assert (tmp_path / "log").read_text() == "one\nHello\ntwo\n"
     assert (tmp_path / "log").stat().st_ino == inode
-    assert sorted(os.listdir(tmp_path)) == ["bin", "log"]
 
 
-def test_a_file_that_the_shell_appends_to_keeps_its_lines(
-    shell: Shell, shell_api: Api, tmp_path: Path
+def test_a_file_that_is_open_for_reading_alone_is_edited_in_place(
+    api: Api, run: Run, file: File, tmp_path: Path
 ) -> None:
-    shell_api.will(reply(completion()))
-    (tmp_path / "log").write_text("one\n")
-    assert shell("xchat -o /dev/stdout Hi >>log; echo two >>log").status == 0
-    assert (tmp_path / "log").read_text() == "one\nHello\ntwo\n"
-
-
-def test_a_failure_adds_nothing_to_a_redirected_file(
-    shell: Shell, shell_api: Api, tmp_path: Path
-) -> None:
-    shell_api.will(reply({"error": "no"}, "400 Bad Request"))
-    result = shell("exec 3>log; echo one >&3; xchat -o /dev/fd/3 Hi")
-    message = f"xchat: {shell_api.host}: 400 Bad Request: no (request id req-7)\n"
-    assert result == Result(b"", message, 4)
-    assert (tmp_path / "log").read_text() == "one\n"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "/dev/fd/9",
-        pytest.param("/proc/self/fd/9", marks=needs_file("/proc/self")),
-        "/dev/fd/99999999999999999999",
-    ],
-)
-def test_a_descriptor_that_is_not_open_is_told_before_a_reply_is_paid_for(
-    api: Api, run: Run, name: str
-) -> None:
+    name = file("Helo", "notes.txt")
     api.will(reply(completion()))
-    result = run("-o", name, "Hi")
-    api.scripts.clear()
-    assert (result.out, result.status, result.err.count("\n")) == (b"", 2, 1)
-    assert result.err.startswith(f"xchat: {name}: ")
-    assert api.requests == []
+    with open(tmp_path / name, "rb") as notes:
+        assert run("-s", "Fix", "-o", name, stdin=notes) == Result(b"", "", 0)
+    assert api.body["messages"][-1] == {"role": "user", "content": "Helo"}
+    assert (tmp_path / name).read_text() == "Hello\n"
 
 
-def test_a_reader_that_has_gone_ends_it_as_without_the_option(api: Api, run: Run) -> None:
-    api.will(reply(completion()), reply(completion()))
-    for args in ([], ["-o", "/dev/stdout"]):
-        read, write = os.pipe()
-        os.close(read)
-        result = run(*args, "Hi", stdout=write)
-        os.close(write)
-        assert (result.err, result.status) == ("", -signal.SIGPIPE)
+@needs("bash")
+def test_a_process_of_the_shell_is_written_to(shell: Shell, shell_api: Api, tmp_path: Path) -> None:
+    shell_api.will(reply(completion()))
+    result = shell("bash -c 'xchat -o >(tr a-z A-Z >out; mv out done) Hi; wait $!'")
+    assert result == Result(b"", "", 0)
+    assert (tmp_path / "done").read_text() == "HELLO\n"
+
+
+@needs_file("/dev/full")
+def test_what_a_device_does_not_take_goes_to_standard_output(api: Api, run: Run) -> None:
+    api.will(reply(completion()))
+    message = "xchat: /dev/full: No space left on device\n"
+    assert run("-o", "/dev/full", "Hi") == Result(b"Hello\n", message, 1)
 
 
 def test_the_output_needs_no_standard_output(api: Api, run: Run, tmp_path: Path) -> None:
-    api.will(reply(completion()))
-    run.by_shell('exec "$@" >&-')
+    api.will(reply(completion()), reply(completion()))
+    run.command = ["sh", "-c", 'exec "$@" >&-', "sh", *run.command]
     assert run("-o", "out", "Hi") == Result(b"", "", 0)
     assert (tmp_path / "out").read_text() == "Hello\n"
+    assert run("-o", "/dev/null", "Hi") == Result(b"", "", 0)
+    message = "xchat: standard output: closed\n"
+    assert run("-o", "-", "Hi") == Result(b"", message, 1)
 
 
 def test_an_interrupt_leaves_no_file_behind(api: Api, run: Run, tmp_path: Path) -> None:
