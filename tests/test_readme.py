@@ -235,6 +235,9 @@ def test_a_conversation(shell_api: Api, shell: Shell) -> None:
     assert contents(shell_api.requests[1].json) == texts
 
 
+EDIT = ["Fix the grammar; return only the text", "It be late.\n"]
+
+
 def test_edit_a_file_in_place(shell_api: Api, shell: Shell) -> None:
     script = example("Edit a file in place", shell.home).partition("\n:")[0]
     notes = shell.home / "notes.txt"
@@ -243,7 +246,7 @@ def test_edit_a_file_in_place(shell_api: Api, shell: Shell) -> None:
     result = shell(script)
     assert (result.out, result.err, result.status) == (b"", "", 0)
     assert notes.read_text() == "It is late.\n"
-    assert contents(shell_api.requests[-1].json) == ["Fix the grammar", "It be late.\n"]
+    assert contents(shell_api.requests[-1].json) == EDIT
     assert shell(script).status == 1
     assert notes.read_text() == "It is late.\n"
 
@@ -257,7 +260,7 @@ def test_edit_a_file_in_vim(shell_api: Api, shell: Shell) -> None:
     result = shell("q!")
     assert (result.err, result.status) == ("", 0)
     assert (shell.home / "notes.txt").read_text() == "It is late.\n"
-    assert contents(shell_api.body) == ["Fix the grammar", "It be late.\n"]
+    assert contents(shell_api.body) == EDIT
 
 
 def test_several_files_with_their_names(shell_api: Api, shell: Shell) -> None:
@@ -271,8 +274,8 @@ def test_several_files_with_their_names(shell_api: Api, shell: Shell) -> None:
 
 
 @needs("make")
-def test_with_make_only_what_has_changed(shell_api: Api, shell: Shell) -> None:
-    assert example("With make, only what has changed", shell.home) == ""
+def test_make_only_what_has_changed(shell_api: Api, shell: Shell) -> None:
+    assert example("make: only what has changed", shell.home) == ""
     (shell.home / "rules.yaml").write_text("- system: Be brief.\n")
     for name in ("one", "two"):
         (shell.home / f"{name}.txt").write_text(f"{name}\n")
