@@ -38,7 +38,7 @@ with_model = @PATH="$$PWD/$(VENV)/bin:$$PATH" $(if $(MODEL),$(VENV)/bin/python t
 demo: $(VENV)/made $(MODEL)
 	$(call with_model,tests/demo.sh)
 
-# The picture in the README; it needs tmux.
+# The picture in the README; it needs tmux and jq.
 picture: $(VENV)/made $(MODEL)
 	$(call with_model,$(VENV)/bin/python tests/picture.py man/session.svg)
 

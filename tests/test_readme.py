@@ -193,7 +193,7 @@ def test_many_calls_with_the_same_beginning(shell_api: Api, shell: Shell) -> Non
     assert json.loads(result.out) == {"cached": 128, "prompt": 394, "cost": 0.0008243}
     bodies = [request.json for request in shell_api.requests]
     assert [contents(body) for body in bodies] == [
-        ["Be brief.", f"Report {name}.\n"] for name in "abc"
+        ["Be brief.\n", f"Report {name}.\n"] for name in "abc"
     ]
     assert {request.headers["x-grok-conv-id"] for request in shell_api.requests} == {"rules"}
     written = sorted(path.name for path in (shell.home / "reports").glob("*.md"))
