@@ -30,7 +30,7 @@ PYTHONS = $(shell for python in python3.10 python3.11 python3.12 python3.13 pyth
 all:
 	@echo 'make demo, make test, or make install'
 
-# With a key (or another server) that is asked; without, a model on this machine.
+# With a key or a server of your own, that is asked; without, a model on this machine.
 SERVER = $(strip $(foreach name,XAI_API_KEY XAI_API_KEY_FILE XCHAT_BASE_URL,$(value $(name))))
 MODEL = $(if $(SERVER),,$(VENV)/model)
 with_model = @PATH="$$PWD/$(VENV)/bin:$$PATH" $(if $(MODEL),$(VENV)/bin/python tests/local_model.py) $(1)
@@ -38,7 +38,7 @@ with_model = @PATH="$$PWD/$(VENV)/bin:$$PATH" $(if $(MODEL),$(VENV)/bin/python t
 demo: $(VENV)/made $(MODEL)
 	$(call with_model,tests/demo.sh)
 
-# The picture in the README; it needs tmux.
+# The picture in the README; it needs tmux and jq.
 picture: $(VENV)/made $(MODEL)
 	$(call with_model,$(VENV)/bin/python tests/picture.py man/session.svg)
 
@@ -69,7 +69,7 @@ $(VENV)/made: setup.cfg pyproject.toml $(PINS)
 	$(PIP) --no-build-isolation -e '.[test]'
 	@touch $@
 
-# What it costs, beside curl, a script and whatever else there is; see tests/bench.py.
+# How long a call takes, beside curl and jq and two scripts; see tests/bench.py.
 bench: $(VENV)/made
 	rm -rf .venv-bench build
 	$(PYTHON) -m venv .venv-bench

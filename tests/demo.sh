@@ -7,10 +7,10 @@ echo "${XCHAT_MODEL:-grok-4} answers at ${XCHAT_BASE_URL:-https://api.x.ai/v1}."
 
 show() {
     printf '\n$ %s\n' "$1"
-    sh -c "$1"
+    sh -c "$1" </dev/null
 }
 
 show 'cat article.txt | xchat -s "Summarize the text in one sentence."'
 show 'cat article.txt | xchat -s "Summarize the text in one sentence." |
     xchat "Write a title of at most six words for the text."'
-show 'xchat -f capitals.yaml "And of Italy?"'
+show './capitals.yaml "And of Italy?"'

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import html
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-WIDTH, HEIGHT = 84, 21
+WIDTH, HEIGHT = 84, 20
 COMMANDS = [
     'cat article.txt | xchat -s "Summarize the text in one sentence." | fold -s',
-    "cp capitals.yaml chat.yaml",
-    'xchat -af chat.yaml "And of Italy?"',
-    'xchat -af chat.yaml "And of Spain?"',
-    "tail -n 2 chat.yaml",
-    'xchat --modle grok-4 "Hello"; echo "status $?"',
+    'xchat --schema "city, country" "Where is Rome?" | jq -r .country',
+    "cat capitals.yaml",
+    './capitals.yaml "And of Italy?"',
+    'xchat --modle grok-4.7 "Hello"; echo "status $?"',
 ]
 
 
@@ -97,7 +97,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         os.chdir(directory)
         for name in ("article.txt", "capitals.yaml"):
-            Path(name).write_text((here / name).read_text())
+            shutil.copy(here / name, name)
         output.write_text(draw(play(COMMANDS)))
     return 0
 

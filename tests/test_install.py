@@ -67,7 +67,7 @@ def test_the_wheel_holds_the_module_the_command_and_the_page(dist: Path) -> None
         names = archive.namelist()
         entry = next(name for name in names if name.endswith("entry_points.txt"))
         assert "xchat = xchat:main" in archive.read(entry).decode()
-    name = f"xchat-{xchat.__version__}"
+    name = f"xchat_filter-{xchat.__version__}"
     assert wheel.name == f"{name}-py3-none-any.whl"
     assert "xchat.py" in names
     assert f"{name}.data/data/share/man/man1/xchat.1" in names

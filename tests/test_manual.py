@@ -91,6 +91,7 @@ def test_the_statuses_are_those_of_the_failures() -> None:
 @pytest.mark.parametrize(
     "default",
     [
+        f"\n.Os xchat {xchat.__version__}\n",
         f"\n.Cm {xchat.MODEL} ,",
         f"\n.Cm {xchat.TIMEOUT} ,",
         f"At most {xchat.CONNECT_TIMEOUT} seconds",
@@ -124,7 +125,7 @@ def examples_with_output() -> list[tuple[str, str]]:
     """Return the commands of EXAMPLES, each with the output that is shown after it."""
     found = []
     for block in blocks("EXAMPLES"):
-        if block.startswith("xchat"):
+        if block.startswith(("xchat", "set -o")):
             found.append((block, ""))
         for command, more, out in re.findall(
             r"(?m)^\$ (.*\n)((?: .*\n)*)((?!\$ )(?:[^$].*\n)*)", block
@@ -155,11 +156,17 @@ ODD_EXAMPLES = {
     "mail": ("Hello", "Hello\nmail -s Reply me\n"),
     "-x": ("```c\nmain(){}\n```", ""),
     "--schema": ('{"name": "Ada Lovelace"}', ""),
+    "-o article.txt": ("Hello", ""),
+    "-o - |": ("Hello", "Hello\n"),
+    "./review.yaml -m": ("Hello", "Hello\n"),
+    "tools": ("Hello", json.dumps(completion("Hello")) + "\n"),
     "| jq": ("Hello", ""),
     "curl": ("Hello", json.dumps(completion("Hello"))),
     ">request.json": ("Hello", ""),
 }
 SENDS_NOTHING = (">request.json", "--dry-run -m", "--modle", "cat chat.yaml")
+SENDS_TWICE = ("while", "xargs", "parallel", "-o - |")
+OTHERS = "bash|curl|jq|parallel|xargs"  # programs that are not everywhere
 
 
 @pytest.fixture
@@ -178,8 +185,13 @@ def prepared(shell: Shell, tmp_path: Path) -> Shell:
         "chat.yaml": "",
         "person.yaml": "type: object\nproperties: {name: {type: string}}\n",
         "tools.yaml": "- {type: function, function: {name: f}}\n",
+        "rules.txt": "Be brief.\n",
+        "review.yaml": next(block for block in blocks("EXAMPLES") if block.startswith("#!")),
+        ".xai-key": "xai-1\n",
     }.items():
         (tmp_path / name).write_text(text)
+    (tmp_path / "review.yaml").chmod(0o755)
+    (tmp_path / ".xai-key").chmod(0o600)
     (tmp_path / "photo.jpg").write_bytes(b"\xff\xd8\xff")
     return shell
 
@@ -190,7 +202,7 @@ def prepared(shell: Shell, tmp_path: Path) -> Shell:
         pytest.param(
             *pair,
             id=pair[0].partition("\n")[0],
-            marks=needs(*re.findall(r"\b(?:curl|jq|parallel|xargs)\b", pair[0])),
+            marks=needs(*re.findall(rf"\b(?:{OTHERS})\b", pair[0])),
         )
         for pair in examples_with_output()
     ],
@@ -199,8 +211,8 @@ def test_an_example_runs(
     shell_api: Api, prepared: Shell, tmp_path: Path, example: str, shown: str
 ) -> None:
     api, shell = shell_api, prepared
-    is_many = any(word in example for word in ("while", "xargs", "parallel"))
-    requests = 0 if any(word in example for word in SENDS_NOTHING) else 2 if is_many else 1
+    sends_twice = any(word in example for word in SENDS_TWICE)
+    requests = 0 if any(word in example for word in SENDS_NOTHING) else 2 if sends_twice else 1
     odd = next((ODD_EXAMPLES[word] for word in ODD_EXAMPLES if word in example), None)
     text, out = odd or (shown.removesuffix("\n") or "Hello", "Hello\n" * requests)
     if "cat chat.yaml" in example:
@@ -208,10 +220,12 @@ def test_an_example_runs(
     if "curl" in example:
         api.is_for_xchat = False
         api.key = shell.env["XAI_API_KEY"] = "xai-1"
-    if "--env XAI_API_KEY" in example:
-        api.key = shell.env["XAI_API_KEY"] = "xai-1"
+    if "XAI_API_KEY_FILE" in example:
+        api.key = "xai-1"
     api.will(*[reply(completion(text))] * requests)
-    result = shell(f"{{ {example}}} 2>&1" if "--modle" in example else example)
+    shell.command[0] = "bash" if "pipefail" in example else "sh"
+    script = example.replace("localhost:11434", api.host)
+    result = shell(f"{{ {script}}} 2>&1" if "--modle" in script else script)
     assert (result.err, result.status) == ("", 0)
     assert result.out.decode() == (shown or out)
     assert len(api.requests) == requests
@@ -225,13 +239,24 @@ def test_an_example_runs(
         assert api.body["messages"][0]["content"] == "Review this change\n\na change\n"
     if ">request.json" in example:
         assert '"temperature":0.0' in files["request.json"]
+    if "review.yaml" in example:
+        assert api.body["messages"][0]["content"].startswith("Review the change.")
+        assert api.body["messages"][1]["content"].endswith("a change\n")
+    if "-S" in example:
+        assert api.body["messages"][0] == {"role": "system", "content": "Be brief.\n"}
+    if "-o -" in example:
+        assert api.requests[1].json["messages"][1]["content"] == "Hello\n"
+    if "-o article.txt" in example:
+        assert files["article.txt"] == "Hello\n"
+    if "wire.txt" in example:
+        assert "\n> POST " in files["wire.txt"]
     if "-x" in example:
         assert files["hello.c"] == "main(){}\n"
     if "-af" in example:
         assert files["chat.yaml"].endswith(f"- assistant: {text}\n")
     if "curl" in example:
         posted = api.requests[0].body
-        assert shell(example.partition("|")[0]).out == posted + b"\n"
+        assert shell(example.partition("|")[0]).out == posted
 
 
 def test_the_conversation_that_is_shown_is_what_its_commands_make(
