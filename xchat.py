@@ -46,7 +46,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 try:
@@ -679,19 +679,9 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     if "role" in value:
         check_value([value])  # as deep as it is in the list that -a makes
         return {}, parse_messages([value])
-    is_listed = bool(value.keys() & {"history", "messages"})
-    for name in ELSEWHERE:
-        if name in value and not is_listed:
-            raise BadInput(f"messages go under 'history', not under {name!r}")
-    if value and not any(name in KNOWN_KEYS or misspelt(name) for name in value):
-        raise BadInput("not a conversation: it has no known key")
-    if value.keys() == {"user"}:
-        raise BadInput("'user' alone is a request field; a message is a list item: - user: ...")
-    if "history" in value and "messages" in value:
-        raise BadInput("'history' and 'messages' mean the same; use one of them")
+    check_keys(value)
     fields = {name: field for name, field in value.items() if name not in CONVERSATION}
     for name, field in fields.items():
-        check_field_name(name)
         with at(name):
             check_value(field)
     messages = []
@@ -704,6 +694,23 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
         with at(name):
             messages += parse_messages(value[name])
     return fields, messages
+
+
+def check_keys(names: Collection[str]) -> None:
+    """Refuse a mapping that is no conversation, or would lose one under a key that is not ours."""
+    lists = [name for name in names if name in ("history", "messages")]
+    others = [name for name in names if name in ELSEWHERE]
+    if others and not lists:
+        raise BadInput(f"messages go under 'history', not under {others[0]!r}")
+    if names and not any(name in KNOWN_KEYS or misspelt(name) for name in names):
+        raise BadInput("not a conversation: it has no known key")
+    if [*names] == ["user"]:
+        raise BadInput("'user' alone is a request field; a message is a list item: - user: ...")
+    if len(lists) > 1:
+        raise BadInput("'history' and 'messages' mean the same; use one of them")
+    for name in names:
+        if name not in CONVERSATION:
+            check_field_name(name)
 
 
 def check_field_name(name: str) -> None:
@@ -956,14 +963,20 @@ def parse_yaml(text: str) -> Any:
         return value
     except StopIteration:
         raise BadInput(f"more than {EVENT_LIMIT:,} values") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        is_text = re.search("mapping values|start any token|alphabetic", str(error.problem))
-        hint = "; quote text with a special character in it" if is_text else ""
-        raise ValueError(f"{place}{error.problem}{hint}") from None
-    except yaml.reader.ReaderError as error:
-        raise ValueError(f"{error.reason} (character {error.position})") from None
+    except yaml.YAMLError as error:
+        raise ValueError(yaml_words(error)) from None
+
+
+def yaml_words(error: Any) -> str:
+    """Return the place and the cause of an error of PyYAML's scanner, parser or reader."""
+    if not hasattr(error, "problem"):
+        return f"{error.reason} (character {error.position})"
+    mark = error.problem_mark or error.context_mark
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    is_text = re.search("mapping values|start any token|alphabetic", str(error.problem))
+    return (
+        f"{place}{error.problem}{'; quote text with a special character in it' if is_text else ''}"
+    )
 
 
 def build_value(event: Any, events: Iterator[Any], depth: int = 0) -> Any:
