@@ -47,7 +47,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 try:
@@ -563,8 +563,7 @@ def decode(data: bytes | bytearray) -> str:
         place = f"NUL at byte {data.index(0)}"
     except UnicodeDecodeError as error:
         place = f"not UTF-8 at byte {error.start}"
-    charset = likely_charset(data)
-    if charset:
+    if charset := likely_charset(data):
         raise BadInput(f"{place}; convert it, as in: iconv -f {charset} -t UTF-8")
     raise BadInput(f"binary data, not text: {place}")
 
@@ -573,11 +572,10 @@ def likely_charset(data: bytes | bytearray) -> str:
     """Return what iconv may read as text that is not UTF-8; empty for binary data."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
+    even, odd = (data[half:1000:2].count(0) for half in (0, 1))
+    if 0 in (even, odd) and max(even, odd) * 3 > len(data[:1000]):  # half of each Latin letter
+        return "UTF-16LE" if odd else "UTF-16BE"
     if 0 in data:
-        zeros = [data[half:1000:2].count(0) for half in (0, 1)]
-        is_text = not re.search(rb"[\1-\b\x0e-\x1f]", data[:1000])
-        if is_text and 0 in zeros and max(zeros) * 4 > len(data[:1000]):  # half of Latin letters
-            return "UTF-16LE" if zeros[1] else "UTF-16BE"
         return ""
     text = data.decode(errors="replace")
     wrong = text.count("\ufffd")
@@ -770,19 +768,9 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
     if "role" in value:
         check_value([value])  # as deep as it is in the list that -a makes
         return {}, parse_messages([value])
-    is_listed = bool(value.keys() & {"history", "messages"})
-    for name in ELSEWHERE:
-        if name in value and not is_listed:
-            raise BadInput(f"messages go under 'history', not under {name!r}")
-    if value and not any(name in KNOWN_KEYS or misspelt(name) for name in value):
-        raise BadInput("not a conversation: it has no known key")
-    if value.keys() == {"user"}:
-        raise BadInput("'user' alone is a request field; a message is a list item: - user: ...")
-    if "history" in value and "messages" in value:
-        raise BadInput("'history' and 'messages' mean the same; use one of them")
+    check_keys(value)
     fields = {name: field for name, field in value.items() if name not in CONVERSATION}
     for name, field in fields.items():
-        check_field_name(name)
         with at(name):
             check_value(field)
     messages = []
@@ -795,6 +783,23 @@ def split_conversation(value: Any) -> tuple[JSON, list[JSON]]:
         with at(name):
             messages += parse_messages(value[name])
     return fields, messages
+
+
+def check_keys(names: Collection[str]) -> None:
+    """Refuse a mapping that is no conversation, or would lose one under a key that is not ours."""
+    lists = [name for name in names if name in ("history", "messages")]
+    others = [name for name in names if name in ELSEWHERE]
+    if others and not lists:
+        raise BadInput(f"messages go under 'history', not under {others[0]!r}")
+    if names and not any(name in KNOWN_KEYS or misspelt(name) for name in names):
+        raise BadInput("not a conversation: it has no known key")
+    if [*names] == ["user"]:
+        raise BadInput("'user' alone is a request field; a message is a list item: - user: ...")
+    if len(lists) > 1:
+        raise BadInput("'history' and 'messages' mean the same; use one of them")
+    for name in names:
+        if name not in CONVERSATION:
+            check_field_name(name)
 
 
 def check_field_name(name: str) -> None:
@@ -877,29 +882,20 @@ def check_text(value: Any) -> None:
         raise BadInput(f"read as {show(value)}, not as text; quote it")
 
 
-TOO_DEEP = f"nested more than {NESTING_LIMIT} levels deep"
+def check_value(value: Any) -> None:
+    """Refuse what JSON or UTF-8 can't carry, and what is too deep, wherever in the value."""
 
+    def refuse(date: Any) -> NoReturn:
+        raise BadInput(f"YAML reads {date} as a date; quote it")
 
-def check_value(value: Any, depth: int = 0) -> None:
-    """Refuse what JSON or UTF-8 can't carry, wherever in the value it stands."""
-    if depth > NESTING_LIMIT:
-        raise BadInput(TOO_DEEP)
-    if isinstance(value, dict):
-        for key, item in value.items():
-            check_value(key)
-            check_value(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            check_value(item, depth + 1)
-    elif isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadInput("contains half of a surrogate pair") from None
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise BadInput("NaN and infinity are not JSON")
-    elif value is not None and not isinstance(value, (bool, int, float)):
-        raise BadInput(f"YAML reads {value} as a date; quote it")
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=refuse)
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadInput("contains half of a surrogate pair") from None
+    except ValueError:
+        raise BadInput("NaN and infinity are not JSON") from None
+    check_nesting(text, 0)
 
 
 def require(key: str, mapping: JSON, *, is_optional: bool = False) -> Any:
@@ -942,15 +938,17 @@ STRING_OR_TRAILING_COMMA = STRING + r"|,(?=\s*[\]}])"
 
 
 def parse_text(text: str) -> Any:
-    """Return the value of a text in JSON or YAML; several JSON values are a list."""
+    """Return the value of a text in JSON or YAML, which is fit for a request."""
     try:
-        return parse_json_or_yaml(text)[0]
+        value, _is_json = parse_json_or_yaml(text)
     except ValueError as error:
         raise BadInput(str(error)) from None
+    check_value(value)
+    return value
 
 
 def parse_json_or_yaml(text: str) -> tuple[Any, bool]:
-    """Return the value of a text, and whether it is JSON.
+    """Return the value of a text, and whether it is JSON: several values of that are a list.
 
     Raise ValueError where it is neither, BadInput for what is not accepted.
     """
@@ -958,8 +956,6 @@ def parse_json_or_yaml(text: str) -> tuple[Any, bool]:
         raise BadInput("empty; expected JSON or YAML")
     try:
         return parse_json(text), True
-    except RecursionError:
-        raise BadInput(TOO_DEEP) from None
     except json.JSONDecodeError as error:
         json_error = f"line {error.lineno}, column {error.colno}: {error.msg.lower()}"
     except (ValueError, BadInput) as error:
@@ -977,15 +973,14 @@ def parse_json_or_yaml(text: str) -> tuple[Any, bool]:
 
 
 def check_nesting(text: str, start: int) -> None:
-    """Raise RecursionError if the JSON that begins there is too deep; json's own limit varies."""
+    """Refuse JSON that is too deep from there on; how deep json reads depends on its version."""
     depth = 0
-    if text[start : start + 1] in ("[", "{"):
-        for token in re.compile(STRING + r"|[\[\]{}]").finditer(text, start):
-            depth += (token[0] in "[{") - (token[0] in "]}")
-            if depth > NESTING_LIMIT:
-                raise RecursionError
-            if not depth:
-                return
+    for token in re.compile(STRING + r"|[\[\]{}]").finditer(text, start):
+        depth += (token[0] in "[{") - (token[0] in "]}")
+        if depth > NESTING_LIMIT:
+            raise BadInput(f"nested more than {NESTING_LIMIT} levels deep")
+        if depth <= 0 or text[start] not in "[{":  # the value ends, or is none with brackets
+            return
 
 
 def unique(pairs: list[tuple[str, Any]]) -> JSON:
@@ -1004,11 +999,8 @@ def load_json(text: str) -> Any:
     def refuse(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
-    try:
-        check_nesting(text.lstrip(), 0)
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
-    except RecursionError:
-        raise BadInput(TOO_DEEP) from None
+    check_nesting(text.lstrip(), 0)
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
 def parse_json(text: str) -> Any:
@@ -1060,14 +1052,20 @@ def parse_yaml(text: str) -> Any:
         return value
     except StopIteration:
         raise BadInput(f"more than {EVENT_LIMIT:,} values") from None
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        is_text = re.search("mapping values|start any token|alphabetic", str(error.problem))
-        hint = "; quote text with a special character in it" if is_text else ""
-        raise ValueError(f"{place}{error.problem}{hint}") from None
-    except yaml.reader.ReaderError as error:
-        raise ValueError(f"{error.reason} (character {error.position})") from None
+    except yaml.YAMLError as error:
+        raise ValueError(yaml_words(error)) from None
+
+
+def yaml_words(error: Any) -> str:
+    """Return the place and the cause of an error of PyYAML's scanner, parser or reader."""
+    if not hasattr(error, "problem"):
+        return f"{error.reason} (character {error.position})"
+    mark = error.problem_mark or error.context_mark
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    is_text = re.search("mapping values|start any token|alphabetic", str(error.problem))
+    return (
+        f"{place}{error.problem}{'; quote text with a special character in it' if is_text else ''}"
+    )
 
 
 def build_value(event: Any, events: Iterator[Any], depth: int = 0) -> Any:
@@ -1075,7 +1073,7 @@ def build_value(event: Any, events: Iterator[Any], depth: int = 0) -> Any:
     import yaml
 
     if depth > NESTING_LIMIT:
-        raise not_accepted(event, TOO_DEEP)
+        raise not_accepted(event, f"nested more than {NESTING_LIMIT} levels deep")
     if isinstance(event, yaml.AliasEvent) or event.anchor:
         raise not_accepted(event, "anchors and aliases (& and *) are not accepted; repeat the text")
     if event.tag not in (None, "!"):
@@ -1171,12 +1169,8 @@ def read_params(params: Iterable[str]) -> JSON:
                 raise BadInput("not a field; messages come from -s, -f and the prompt")
             check_field_name(name)
             file = file_in(param)
-            if file is None:
-                fields[name] = parse_param(value)
-                check_value(fields[name])
-            else:
-                with at(name_of(file)):
-                    fields[name] = parse_value(decode(read_file(file)))
+            fields[name] = parse_param(value) if file is None else read_value(file)
+            check_value(fields[name])
     warn_of_unknown(fields, place="-p")
     return fields
 
@@ -1205,7 +1199,6 @@ SCHEMA_KEYS = set(
     " prefixItems anyOf oneOf allOf not if".split()
 )
 
-
 NO_SCHEMA = "no such file; a schema itself begins with {, or is as in 'name, born int'"
 
 
@@ -1217,14 +1210,13 @@ def read_schema(schema: str) -> JSON:
     is_names = re.search(r"\S[\s,]", schema) and all(map(ROW.fullmatch, schema.split(",")))
     if schema.lstrip().startswith("{"):
         with at("--schema"):
-            value = parse_value(as_text(schema))
+            value = parse_text(as_text(schema))
     elif is_names and not os.path.exists(schema):
         value = schema_of(as_text(schema))
     elif schema != "-" and not os.path.exists(schema):
         raise BadInput(f"--schema {schema}: {NO_SCHEMA}")
     else:
-        with at(name_of(schema)):
-            value = parse_value(decode(read_file(schema)))
+        value = read_value(schema)
     for wrapping in ("response_format", "json_schema", "schema"):
         if isinstance(value, dict):
             value = value.get(wrapping, value)
@@ -1252,11 +1244,10 @@ def schema_of(row: str) -> JSON:
     }
 
 
-def parse_value(text: str) -> Any:
-    """Return the value of a text in JSON or YAML, which is fit for a request."""
-    value = parse_text(text)
-    check_value(value)
-    return value
+def read_value(path: str) -> Any:
+    """Return the value that a file holds in JSON or YAML ("-": standard input)."""
+    with at(name_of(path)):
+        return parse_text(decode(read_file(path)))
 
 
 # Asking --------------------------------------------------------------------------------------
@@ -2877,9 +2868,6 @@ def option_names() -> dict[str, str]:
     return {name.lstrip("-"): name for name in names}
 
 
-# The types of the options, as click calls them.
-
-
 def text_type(word: str) -> str:
     """Return an argument as UTF-8, whatever the locale."""
     try:
@@ -3061,14 +3049,12 @@ def xchat(
     early = Background(connect(server, is_early=True)) if server and is_early else None
 
     # read
-    system_texts = [*systems, *map(read_rules, system_files)]
+    rules = [*systems, *map(read_rules, system_files)]
     old_files = [path for path in files if not (append and is_new(path))]
     fields, history = read_conversations(old_files)
     options = request_fields(
-        {
-            "model": model, "temperature": temperature, "max_completion_tokens": max_tokens,
-            "stream": stream, "response_format": read_schema(schema) if schema else None,
-        },
+        {"model": model, "temperature": temperature, "max_completion_tokens": max_tokens,
+         "response_format": read_schema(schema) if schema else None, "stream": stream},
         params,
     )  # fmt: skip
     urls = [image_url(image) for image in images]
@@ -3080,12 +3066,11 @@ def xchat(
     )  # fmt: skip
 
     # build
-    first = [{"role": "system", "content": text} for text in system_texts]
+    first = [{"role": "system", "content": text} for text in rules]
     turn = prompt_messages(prompt, urls)
     body = build_body(first + history + turn, fields=fields, options=options)
-    is_live = choose_stream(
-        body, stream, is_held=bool(output) or extract or raw, usage=usage
-    )
+    is_held = bool(output) or extract or raw
+    is_live = choose_stream(body, stream, is_held=is_held, usage=usage)
     if server is None:
         write_to(target, encode_body(body) + b"\n", name=output)
         return
@@ -3211,16 +3196,16 @@ def hint_for(option: str) -> str:
     """Return what to write in place of an option that there is not."""
     names = option_names()
     word = re.sub(DASHES, "", option).replace("_", "-")
+    alike = [name for name in names if name.startswith("no") == word.startswith("no")]
+    longer = (name for name in alike if name.startswith(word))
+    near = word if word in names else len(word) > 1 and (next(longer, "") or nearest(word, alike))
     for others, here in INSTEAD.items():
         if word in others.split():
             return f"; use {here}"
-    alike = [name for name in names if name.startswith("no") == word.startswith("no")]
-    longer = [name for name in alike if name.startswith(word)] if len(word) > 1 else []
-    near = names.get(word) or names.get(longer[0] if longer else nearest(word, alike) or "")
-    if near and (word in names or len(word) > 1):
-        return f"; did you mean {near!r}?"
-    if word.replace("-", "_") in FIELDS:
-        return f"; use -p {word.replace('-', '_')}=VALUE"
+    if near:
+        return f"; did you mean {names[near]!r}?"
+    if (field := word.replace("-", "_")) in FIELDS:
+        return f"; use -p {field}=VALUE"
     is_prompt = any(re.match(r"-\S*\s|-\d", word) for word in sys.argv[1:])
     return "; a prompt that begins with - goes after --" if is_prompt else SEE_HELP
 

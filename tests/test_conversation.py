@@ -110,10 +110,6 @@ def test_messages_are_sent_as_given(api: Api, run: Run, file: File) -> None:
         USER,
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "assistant", "tool_calls": [call]},
-        {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
-        {"role": "assistant", "content": None, "refusal": "No."},
-        {"role": "assistant", "content": None},
-        {"role": "assistant", "reasoning_content": "Hm."},
         {"role": "tool", "content": "42", "tool_call_id": "1"},
         {"role": "function", "content": "", "name": "f"},
         {"role": "developer", "content": [], "x": {"y": [1, 2.5, None, True]}},
@@ -125,6 +121,21 @@ def test_messages_are_sent_as_given(api: Api, run: Run, file: File) -> None:
     assert run("-f", file(json.dumps(messages, indent="\t"))).status == 0
     for request in api.requests:
         assert request.json["messages"] == messages
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"content": None, "function_call": {"name": "f", "arguments": "{}"}},
+        {"content": None, "refusal": "No."},
+        {"content": None},
+        {"reasoning_content": "Hm."},
+    ],
+    ids=["a function call", "a refusal", "nothing", "reasoning"],
+)
+def test_the_content_of_an_assistant_may_be_null_or_missing(more: Any) -> None:
+    message = {"role": "assistant", **more}
+    assert xchat.split_conversation([message]) == ({}, [message])
 
 
 @pytest.mark.parametrize(
@@ -221,6 +232,11 @@ def test_standard_input_as_a_file(run: Run) -> None:
 
 # libyaml has a limit of its own, from 0.2.6 on
 YAML_TOO_DEEP = ("line 1: nested more than 100 levels deep", "not YAML: ")
+JSON_TOO_DEEP = (
+    "line 1: nested more than 100 levels deep",
+    "line 2: nested more than 100 levels deep",
+    "not JSON: nested more than 100 levels deep",
+)
 BAD = [
     # what stands in the file; what is said about it, where the words of another library follow ": "
     ("", "empty; expected JSON or YAML"),
@@ -356,12 +372,12 @@ BAD = [
     ("- user: \x1b[0m", "not YAML: "),
     ('[{"role": "user" "content": "hi"}]', "not JSON: "),
     ('{"user": "hi"', "not JSON: "),
-    pytest.param("[" * 100_000, "nested more than 100 levels deep", id="brackets without an end"),
-    pytest.param('{"a":' * 100_000, "nested more than 100 levels deep", id="braces without an end"),
-    pytest.param("[" * 300 + "]" * 300, "nested more than 100 levels deep", id="300 lists"),
-    ("[" + "{}," * 200 + "[" * 101, "nested more than 100 levels deep"),
-    ('{"user": "a"}' + "[" * 100_000, "nested more than 100 levels deep"),
-    ('{"user": "a"}\n{"model": ' + "[" * 300 + "]" * 300 + "}", "nested more than 100 levels deep"),
+    pytest.param("[" * 100_000, JSON_TOO_DEEP, id="brackets without an end"),
+    pytest.param('{"a":' * 100_000, JSON_TOO_DEEP, id="braces without an end"),
+    pytest.param("[" * 300 + "]" * 300, JSON_TOO_DEEP, id="300 lists"),
+    ("[" + "{}," * 200 + "[" * 101, JSON_TOO_DEEP),
+    ('{"user": "a"}' + "[" * 100_000, JSON_TOO_DEEP),
+    ('{"user": "a"}\n{"model": ' + "[" * 300 + "]" * 300 + "}", JSON_TOO_DEEP),
     pytest.param("- " * 100_000, YAML_TOO_DEEP, id="items in items"),
     pytest.param("a: " + "[" * 100_000, YAML_TOO_DEEP, id="brackets in a mapping of YAML"),
     pytest.param("? " * 100_000, YAML_TOO_DEEP, id="keys of keys"),
@@ -586,10 +602,10 @@ def hostile(levels: int) -> str:
     ("content", "message"),
     {
         "a billion laughs": (hostile(12), f"line 1: {NO_ALIAS}"),
-        "deep lists in JSON": ("[" * 100_000, "nested more than 100 levels deep"),
+        "deep lists in JSON": ("[" * 100_000, JSON_TOO_DEEP),
         "deep lists in YAML": ("- " * 100_000, YAML_TOO_DEEP),
         "a text of 100 MB": ("x" * 100_000_000, "-f: more than 64 MiB"),
-        "deep lists of 30 MB": ("[" * 30_000_000, "nested more than 100 levels deep"),
+        "deep lists of 30 MB": ("[" * 30_000_000, JSON_TOO_DEEP),
         "a number in base 60 that is none": ("seed: " + ":1" * 10_000_000, ""),
         "a number in base 60": ("seed: 1" + ":1" * 30_000_000, ""),
         "a number in base 60 with a tag": (

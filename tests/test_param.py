@@ -96,6 +96,11 @@ DEEP = "[" * 60_000
         (["-p", 'tools={"a":1,"a":2}'], "-p tools: duplicate key 'a'"),
         (["-p", f"tools={DEEP}"], "-p tools: nested more than 100 levels deep"),
         (
+            ["-p", f"tools= {'[' * 101}{']' * 101}"],
+            "-p tools: nested more than 100 levels deep",
+        ),
+        (["-p", f'tools=[{{"a": "]]"}}, {DEEP}'], "-p tools: nested more than 100 levels deep"),
+        (
             ["-p", 'user="\\ud800"'],
             "-p user: contains half of a surrogate pair",
         ),

@@ -223,7 +223,7 @@ BAD_RULES = {
     "a directory": (["-S", "."], "-S .: Is a directory"),
     "blank": (["-S", "blank"], "-S blank: is empty"),
     "no name": (["-S", ""], "-S: is empty"),
-    "binary": (["-S", "binary"], "-S binary: binary data, not text: NUL at byte 0"),
+    "binary": (["-S", "binary"], "-S binary: binary data, not text: NUL at byte 7"),
     "read twice": (
         ["-S", "-", "-f", "-"],
         "'-' is given more than once, but standard input can be read only once",
@@ -241,7 +241,7 @@ def test_a_wrong_system_file_is_one_line_and_nothing_is_sent(
     api: Api, run: Run, file: File, name: str
 ) -> None:
     file(" \n", "blank")
-    file(b"\0\1", "binary")
+    file(b"\x7fELF\2\1\1\0\0\0", "binary")
     args, message = BAD_RULES[name]
     assert run(*args, "Hi", stdin=b"x") == Result(b"", f"xchat: {message}\n", 2)
     assert api.requests == []
