@@ -2742,7 +2742,7 @@ def new_conversation(path: str, messages: list[JSON]) -> str:
         return json.dumps(messages, ensure_ascii=False, indent=2) + "\n"
     if suffix in (".jsonl", ".ndjson"):
         return json_lines(messages)
-    return to_yaml(short(messages))
+    return to_yaml(short(messages)) + "\n"
 
 
 def json_lines(messages: list[JSON]) -> str:
@@ -2789,12 +2789,11 @@ def ways_to_add(text: str, old: Conversation, turn: list[JSON]) -> Iterator[str]
             else r"^"
         )
         first = re.search(heading + r"( *)- ", text, re.MULTILINE)
-        lines = to_yaml(short(turn))
         if first:
-            yield text + end + re.sub(r"^(?=.)", first[1], lines, flags=re.MULTILINE)
+            yield f"{text}{end}{first[1]}{to_yaml(short(turn), first[1])}\n"
         elif isinstance(value, dict):
-            yield f"{text}{end}history:\n{lines}"
-        yield to_yaml(with_messages(value, short(turn)))
+            yield f"{text}{end}{to_yaml({'history': short(turn)})}\n"
+        yield to_yaml(with_messages(value, short(turn))) + "\n"
     yield json.dumps(with_messages(value, turn), ensure_ascii=False, indent=2) + "\n"
 
 
@@ -2808,23 +2807,48 @@ def with_messages(value: Any, turn: list[JSON]) -> Any:
     return {**value, name: value.get(name, []) + turn}
 
 
-def to_yaml(value: Any) -> str:
-    """Return a value as YAML; text of several lines as a block, where it can be read again."""
+def to_yaml(value: Any, indent: str = "") -> str:
+    """Return a value in block style: its lines with this indent, but the first without."""
+    deeper = f"{indent}  "
+    lines = []
+    if value and isinstance(value, list):
+        lines = [f"- {to_yaml(item, deeper)}" for item in value]
+    elif value and isinstance(value, dict):
+        for key, item in value.items():
+            below = indent if isinstance(item, list) else deeper
+            gap = f"\n{below}" if item and isinstance(item, (list, dict)) else " "
+            lines.append(f"{text_to_yaml(key)}:{gap}{to_yaml(item, below)}")
+    elif isinstance(value, str):
+        return text_to_yaml(value, indent)
+    else:
+        return re.sub(r"^(-?\d+)e", r"\1.0e", json.dumps(value))  # 1e+22 would be text
+    return f"\n{indent}".join(lines)
+
+
+# what the only line of a text must not hold to be plain in YAML, and what no block of text can hold
+NOT_PLAIN = r"\A[\s!-/:-@\[-`{-~]|\t|: | #|[\s:]\Z"
+NOT_IN_YAML = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]"
+
+
+def text_to_yaml(text: str, indent: str = "") -> str:
+    """Return text plain, as a block with this indent, or quoted if it would not be read so."""
+    is_block = "\n" in text and text.strip() and indent
+    if re.search(NOT_IN_YAML, text) or not (is_block or is_plain(text)):
+        quoted = json.dumps(text, ensure_ascii=False)
+        return re.sub(NOT_IN_YAML, lambda match: f"\\u{ord(match[0]):04x}", quoted)
+    if not is_block:
+        return text
+    begin = "2" if text[0].isspace() else ""
+    end = "+" if text.endswith("\n\n") else "" if text.endswith("\n") else "-"
+    return f"|{begin}{end}\n" + re.sub("(?m)^(?=.)", indent, text.removesuffix("\n"))
+
+
+def is_plain(text: str) -> bool:
     import yaml
 
-    class Dumper(yaml.SafeDumper):  # libyaml's escapes whatever has an emoji
-        def ignore_aliases(self, data: Any) -> bool:
-            return True
-
-        def represent_text(self, text: str) -> Any:
-            style = "|" if "\n" in text and not self.default_style else None
-            return self.represent_scalar("tag:yaml.org,2002:str", text, style)
-
-    Dumper.add_representer(str, Dumper.represent_text)
-    options = {"Dumper": Dumper, "allow_unicode": True, "sort_keys": False, "width": 1 << 30}
-    dump: Any = functools.partial(yaml.dump, **options)
-    text: str = dump(value)
-    return text if parse_yaml(text) == value else dump(value, default_style='"')
+    is_safe = "\n" not in text and not re.search(NOT_PLAIN, text)
+    tag = is_safe and yaml_scalars()[0].resolve(yaml.ScalarNode, text, (True, False))
+    return tag == "tag:yaml.org,2002:str"
 
 
 # Command -------------------------------------------------------------------------------------

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import random
+import re
 import signal
 import stat
 import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from conftest import HELLO, File, Result, Run, cases, needs, needs_file
-from server import STREAM_HEAD, Api, completion, reply, stream
+from server import HANG, STREAM_HEAD, Api, completion, reply, stream
 from test_conversation import GOOD, mutate
 
 import xchat
@@ -152,7 +156,7 @@ LOST = "xchat: c: rewritten to append the turn; its comments are lost\n"
         ),
         pytest.param(
             "[{user: 'C# ]'}, {role: tool, content: '# no comment', id: '#'}]\n",
-            "- user: C# ]\n- role: tool\n  content: '# no comment'\n  id: '#'\n"
+            '- user: C# ]\n- role: tool\n  content: "# no comment"\n  id: "#"\n'
             "- user: Q\n- assistant: Hello\n",
             id="'#' that stands in text",
         ),
@@ -480,6 +484,101 @@ def test_a_text_of_several_lines_is_readable_in_yaml(api: Api, run: Run, tmp_pat
     )
 
 
+WRITTEN = {
+    "plain": ("Hello", "Hello"),
+    "plain with signs in it": ("C# & {a}, b? 'c' [d]!", "C# & {a}, b? 'c' [d]!"),
+    "a mark at the end": ("Say:", '"Say:"'),
+    "a comment": ("C #1", '"C #1"'),
+    "a mapping": ("a: b", '"a: b"'),
+    "a boolean": ("no", '"no"'),
+    "a number": ("1_000", '"1_000"'),
+    "a date": ("2024-01-01", '"2024-01-01"'),
+    "a time": ("1:30", '"1:30"'),
+    "a sign that YAML knows": ("- a", '"- a"'),
+    "an emoji": ("🌍 é", "🌍 é"),
+    "a blank at the end": ("a ", '"a "'),
+    "a tab": ("a\tb", '"a\\tb"'),
+    "nothing": ("", '""'),
+    "a line": ("\n", '"\\n"'),
+    "U+0085 alone": ("\x85", '"\\u0085"'),
+    "a line separator": ("a\u2028b", '"a\\u2028b"'),
+    "CRLF": ("a\r\nb", '"a\\r\\nb"'),
+    "an escape": ("\x1b[0m\n", '"\\u001b[0m\\n"'),
+    "two lines": ("a\nb", "|-\n    a\n    b"),
+    "a last line with its end": ("a\nb\n", "|\n    a\n    b"),
+    "blank lines at the end": ("a\n\n\n", "|+\n    a\n\n"),
+    "indented": ("  a\nb", "|2-\n      a\n    b"),
+    "a blank line first": ("\na", "|2-\n\n    a"),
+    "a tab first": ("\ta\nb", "|2-\n    \ta\n    b"),
+    "a comment in a block": ("# a\n#b\n", "|\n    # a\n    #b"),
+    "an end mark in a block": ("a\n...\n---\n", "|\n    a\n    ...\n    ---"),
+    "a blank at the end of a block": ("a \n  ", "|-\n    a \n      "),
+}
+
+
+@pytest.mark.usefixtures("loader")
+@pytest.mark.parametrize(("text", "written"), WRITTEN.values(), ids=WRITTEN)
+def test_text_is_plain_or_a_block_or_quoted_in_yaml_and_keeps_the_comments(
+    text: str, written: str
+) -> None:
+    before = "# one\n- user: a  # two\n"
+    turn = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    new = xchat.add_messages(before, turn, path="c")
+    assert new == f"{before}- user: {written}\n- assistant: {written}\n"
+    assert xchat.split_conversation(xchat.parse_text(new))[1][1:] == turn
+    again = xchat.add_messages(new, [Q], path="c")
+    assert again == f"{new}- user: Q\n"
+
+
+def test_a_reply_that_ends_in_blank_lines_keeps_the_comments(
+    api: Api, run: Run, file: File, tmp_path: Path
+) -> None:
+    name = file("# one\nhistory:\n  - user: a  # two\n")
+    api.will(reply(completion("One\n\n\n")), reply(completion()))
+    assert run("-af", name, "Q") == Result(b"One\n\n\n", "", 0)
+    assert run("-af", name, "Q") == Result(b"Hello\n", "", 0)
+    assert (tmp_path / name).read_text() == (
+        "# one\nhistory:\n  - user: a  # two\n  - user: Q\n  - assistant: |+\n      One\n\n\n"
+        "  - user: Q\n  - assistant: Hello\n"
+    )
+
+
+def random_value(depth: int) -> Any:
+    kind = random.random()
+    if kind < 0.2 and depth:
+        return [random_value(depth - 1) for _ in range(random.randrange(4))]
+    if kind < 0.4 and depth:
+        return {random_text(): random_value(depth - 1) for _ in range(random.randrange(4))}
+    if kind < 0.5:
+        return random.choice([None, True, False, 0, -1, 10**30, 1.5, 1e22, -1e-7, 5e-324, 0.0])
+    return random_text()
+
+
+def random_text() -> str:
+    return "".join(random.choices([part for part in ODD if part != "<<"], k=random.randrange(7)))
+
+
+@pytest.mark.usefixtures("loader")
+def test_3000_odd_values_are_read_again_as_they_were() -> None:
+    random.seed(5)
+    for _ in range(3000):
+        value = random.choice([[random_value(4)], {random_text(): random_value(4)}])
+        text = xchat.to_yaml(value) + "\n"
+        assert repr(xchat.parse_yaml(text)) == repr(value), text
+
+
+LONG = {"lines": "All work and no play, é: # yes.\n" * 125_000, "a line": "a word and " * 360_000}
+
+
+@pytest.mark.parametrize("reply_text", LONG.values(), ids=LONG)
+def test_4_mb_are_added_in_a_second(reply_text: str) -> None:
+    turn = [{"role": "assistant", "content": reply_text}]
+    start = time.process_time()
+    new = xchat.add_messages("# one\n- user: a\n", turn, path="c")
+    assert time.process_time() - start < 1.5  # it is 0.5; by PyYAML's emitter it was 5
+    assert new.startswith("# one\n- user: a\n- assistant: ")
+
+
 def test_without_a_prompt_only_the_reply_is_added(api: Api, run: Run, file: File) -> None:
     name = file("- user: a\n")
     api.will(reply(completion()))
@@ -526,6 +625,103 @@ def test_16_writers_at_once_lose_no_turn(
     assert dict(pairs) == replies
     assert len(pairs) == 16
     assert files_in(tmp_path) == [path.name]
+
+
+def test_writers_under_two_names_of_a_file_lose_no_turn(
+    api: Api, run: Run, file: File, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    path = tmp_path / file("- user: a  # one\n")
+    (tmp_path / "there" / "c").hardlink_to(path)
+    gate = threading.Event()
+    api.will(*[[gate, *reply(completion())] for _ in range(8)])
+    writers = [run.start("-af", name, "Q") for name in ["c", "there/c"] * 4]
+    while len(api.requests) < 8:
+        assert all(writer.poll() is None for writer in writers)
+    gate.set()
+    for writer in writers:
+        assert writer.communicate(timeout=30) == (b"Hello\n", b"")
+    assert path.read_text() == "- user: a  # one\n" + "- user: Q\n- assistant: Hello\n" * 8
+
+
+@pytest.fixture
+def lock() -> Iterator[Callable[[Path], int]]:
+    """Hold the lock of a file or a directory, as another process does."""
+    with contextlib.ExitStack() as stack:
+
+        def hold(path: Path) -> int:
+            fd = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+
+        yield hold
+
+
+@pytest.mark.parametrize("name", ["c", "new"])
+def test_a_lock_that_stays_is_told_before_anything_is_sent(
+    api: Api, run: Run, file: File, tmp_path: Path, lock: Callable[[Path], int], name: str
+) -> None:
+    file("- user: a\n")
+    place = tmp_path / "c" if name == "c" else tmp_path
+    lock(place)
+    result = run("-af", name, "--timeout", "0.5", "Q")
+    message = f"xchat: {name}: locked by another process; fuser {place} shows which\n"
+    assert result == Result(b"", message, 1)
+    assert api.requests == []
+
+
+def test_a_lock_that_stays_leaves_the_reply_on_standard_output(
+    api: Api, run: Run, file: File, tmp_path: Path, lock: Callable[[Path], int]
+) -> None:
+    path = tmp_path / file("- user: a\n")
+    locks: list[int] = []
+    for args in ([], ["-o", "out"]):
+        api.will([lambda _connection: locks.append(lock(path)), *reply(completion())])
+        result = run("-af", "c", "--timeout", "2", *args, "Q")
+        message = f"c: cannot append the turn: locked by another process; fuser {path} shows which"
+        assert result == Result(b"Hello\n", f"xchat: {message}\n", 1)
+        fcntl.flock(locks.pop(), fcntl.LOCK_UN)
+    assert path.read_text() == "- user: a\n"
+    assert files_in(tmp_path) == ["c"]
+
+
+def test_the_seconds_for_the_lock_are_a_part_of_the_time_limit(
+    api: Api, run: Run, file: File, tmp_path: Path, lock: Callable[[Path], int]
+) -> None:
+    fd = lock(tmp_path / file("- user: a\n"))
+    process = run.start("-af", "c", "--timeout", "5", "Q")
+    api.will([HANG])
+    time.sleep(2.9)
+    assert (process.poll(), api.requests) == (None, [])
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    out, err = process.communicate(timeout=20)
+    assert (out, process.returncode) == (b"", 3)
+    assert re.search(rb"within [1-4] s; --timeout sets a longer limit", err)
+
+
+def test_nobody_waits_for_another_ones_reply_or_for_a_lock_of_the_directory(
+    api: Api, run: Run, file: File, tmp_path: Path, lock: Callable[[Path], int]
+) -> None:
+    path = tmp_path / file("- user: a\n")
+    lock(tmp_path)
+
+    def lock_and_let_go(_connection: Any) -> None:
+        fcntl.flock(lock(path), fcntl.LOCK_UN)
+
+    api.will([lock_and_let_go, *reply(completion())])
+    assert run("-af", "c", "Q") == Result(b"Hello\n", "", 0)
+
+
+def test_a_signal_ends_the_wait_for_the_lock(
+    run: Run, file: File, tmp_path: Path, lock: Callable[[Path], int]
+) -> None:
+    lock(tmp_path / file("- user: a\n"))
+    process = run.start("-vaf", "c", "Q", env={"XCHAT_BASE_URL": "http://127.0.0.1:9/v1"})
+    assert process.stderr.readline().startswith(b"* ")  # the signals are caught by now
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == -signal.SIGINT
 
 
 def test_what_was_edited_while_the_request_ran_is_kept(
