@@ -1809,6 +1809,7 @@ CUTS = {
 def judge(reply: Reply, text: str, *, wants_json: bool) -> Failure | None:
     """Return why the reply is not whole, None if it is; text is what will be written of it."""
     reason = reply.finish_reason.lower()
+    is_natural = reason in ("", *NATURAL_ENDS)
     if reply.error or (reply.cut and not reason):
         return reply.error or reply.cut
     said = ""
@@ -1816,20 +1817,20 @@ def judge(reply: Reply, text: str, *, wants_json: bool) -> Failure | None:
         said = f"the server's answer is not a chat completion: {excerpt(reply.other)}"
     elif not (reason or reply.is_done):
         said = "the reply is cut short: the stream ended without a finish reason"
-    elif reply.body is not None and reply.has_tool_calls and reason in NATURAL_ENDS + TOOL_ENDS:
+    elif reply.body is not None and reply.has_tool_calls and (is_natural or reason in TOOL_ENDS):
         pass
     elif not reply.pieces and (found := found_instead(reply)):
         said = f"the reply is {found}"
-    elif reason not in ("", *NATURAL_ENDS):
-        why = f"{CUTS.get(reason, '')} (finish reason {reply.finish_reason!r})"
-        said = f"the reply is cut off{why}"
+    elif not is_natural:
+        said = f"the reply is cut off{CUTS.get(reason, '')}"
     elif not reply.pieces:
         said = f"the reply is empty{reason and f': finish reason {reason!r}'}"
     elif not text.strip() and reply.text.strip():
         said = "the code block is empty"
     elif wants_json and not is_json(text):
         said = "the reply is not JSON"
-    return BadReply(said) if said else None
+    end = "" if is_natural else f" (finish reason {reply.finish_reason!r})"
+    return BadReply(said + end) if said else None
 
 
 def found_instead(reply: Reply) -> str:
@@ -1886,29 +1887,28 @@ def read_events(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
     event, if that is whole.  A body without a line of a stream is the data of one event, with
     [DONE] after it.
     """
-    data: list[bytes] = []
-    body: list[bytes] | None = []  # the lines so far, while none is one of a stream
+    data = bytearray()  # of an event, a line break before each line
+    body: bytearray | None = bytearray()  # the lines so far, while none is one of a stream
     for lines in read_lines(blocks):
         events = []
         for line in lines:
             if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
+                data += b"\n" + line[5:].removeprefix(b" ")
                 body = None
             elif not line:
-                if any(data):
-                    events.append(b"\n".join(data))
-                data = []
+                if data.strip():
+                    events.append(bytes(data[1:]))
+                data = bytearray()
+            elif KNOWN_LINE.match(line):
+                body = None
             elif body is not None:
-                if KNOWN_LINE.match(line):
-                    body = None
-                else:
-                    body.append(line)
+                body += line + b"\n"
         yield events
-    last = b"\n".join(data)
+    last = bytes(data[1:])
     if last == b"[DONE]" or json_in(last.decode(errors="replace")) is not None:
         yield [last]
     elif body is not None:
-        yield [b"\n".join(body), b"[DONE]"]
+        yield [bytes(body), b"[DONE]"]
 
 
 BOM = b"\xef\xbb\xbf"
@@ -1941,26 +1941,29 @@ def add_event(reply: Reply, data: bytes) -> str:
     if data == b"[DONE]":
         reply.is_done = True
         return ""
-    value = json_in(data.removeprefix(BOM).decode(errors="replace"))
-    may_be_text = reply.has_choice or not data.rstrip().endswith(b"}")
-    if value is None and data.lstrip().startswith(b"{") and may_be_text:
+    text = data.removeprefix(BOM).decode(errors="replace").strip()
+    value = json_in(text)
+    if value is None and text[:1] == "{" and (reply.has_choice or text[-1:] != "}"):
         reply.cut = BadReply(f"the reply is cut short: broken JSON: {excerpt(data)}")
-    choice = first_choice(value)
-    if not choice:  # a heartbeat, say
-        reply.other = data if reply.other is None else reply.other
-    if not isinstance(value, dict):
-        return ""
+    elif value is None and re.match(r"\W{,9}error\b", text, re.IGNORECASE):
+        value = {"error": text}
+    value = value[0] if isinstance(value, list) and value else value
+    value = value if isinstance(value, dict) else {}  # else it is a heartbeat, say
     if is_error(value) and reply.finish_reason.lower() not in NATURAL_ENDS:
-        reply.error = error_in_reply(value, data)
+        reply.error = error_in_reply(value, text)
+    choice = first_choice(value)
     reply.model = value.get("model") or reply.model
     reply.usage = mapping_in(value, "usage") or reply.usage
     reply.finish_reason = str(choice.get("finish_reason") or reply.finish_reason)
-    return add_choice(reply, choice)
+    text = add_choice(reply, choice)
+    if not reply.has_choice and reply.other is None:
+        reply.other = data
+    return text
 
 
-def first_choice(value: Any) -> JSON:
+def first_choice(value: JSON) -> JSON:
     """Return the choice with index 0, which a server may leave out; empty where there is none."""
-    choices = value.get("choices") if isinstance(value, dict) else None
+    choices = value.get("choices")
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict) and not choice.get("index"):
             return choice
@@ -2161,14 +2164,15 @@ def explain_no_http(line: str) -> str:
 
 
 NO_MODEL = (  # the API's words, Ollama's and LiteLLM's
-    r"\bmodel\b.{,200}\bnot (found|exist)|\b(unknown|invalid|no such) model|model_not_found"
+    r"\b(models?|deployment)\b.{,200}\bnot[ _](found|exist)|\b(unknown|invalid|no such) model"
+    r"|not a valid model|model_not_(found|supported)|DeploymentNotFound"
 )
 NO_ENDPOINT = (
     r"\b(no such|unknown|unexpected) (endpoint|route|path|url)|could not route"
     r"|\b(endpoint|route|path|url|page)\b.{,99}\bnot (found|exist)"
 )
 NO_CREDIT = (  # which is 403, 429 or 200 as well
-    r"\bcredits?\b|spending limit|insufficient[ _](quota|balance|funds)|\bbilling_"
+    r"\bcredits?\b|spending limit|insufficient[ _](quota|balance|funds)|\bbilling_|current_quota"
     r"|payment.required|balance.{,40}(too low|insufficient|not enough)"
 )
 # codes for what repeating does not help: the API's, old and new, and those of its like
@@ -2191,10 +2195,12 @@ def refusal(response: HTTPResponse, body: bytes, server: Server, *, is_stream: b
     text = body.removeprefix(BOM).decode(errors="replace").strip()
     value = json_in(text)
     said = page_words(text, message) if text.startswith("<") else words_in(value) or text
-    hint = advice(said, status=status, has_key=bool(server.key), is_stream=is_stream)
+    said = said.removeprefix(f"{response.reason}: ")
+    known = with_codes(said, value)
+    hint = advice(known, status=status, has_key=bool(server.key), is_stream=is_stream)
     message += f": {said or 'no reason given'}{hint}"
     is_refused = status < 500 and status not in (408, 429)
-    if is_refused or (status == 429 and says(NO_CREDIT, f"{said}\n{codes_in(value)}")):
+    if is_refused or says(NO_CREDIT, known):
         return Refused(message)
     seconds = retry_after(response)
     if 1 <= seconds < 1e10:
@@ -2204,17 +2210,17 @@ def refusal(response: HTTPResponse, body: bytes, server: Server, *, is_stream: b
     return Unavailable(message, repeat_after=seconds if is_repeatable else None)
 
 
-def advice(said: str, *, status: int, has_key: bool = True, is_stream: bool = False) -> str:
+def advice(known: str, *, status: int, has_key: bool = True, is_stream: bool = False) -> str:
     """Return what may help, where an error is known."""
-    if status in (200, 400, 404) and says(NO_MODEL, said):
+    if status in (200, 400, 404) and says(NO_MODEL, known):
         return "; -m or XCHAT_MODEL names another"
-    if status in (404, 405) or (status == 200 and says(NO_ENDPOINT, said)):
+    if status in (404, 405) or (status == 200 and says(NO_ENDPOINT, known)):
         return "; XCHAT_BASE_URL usually ends in /v1"
     if status == 401 and not has_key:
         return "; no key was sent"
-    if is_stream and status in (400, 403, 422, 501) and "stream_options" in said:
+    if is_stream and status in (400, 403, 422, 501) and "stream_options" in known:
         return "; it is not sent without -u"
-    if is_stream and status in (400, 403, 422, 501) and says(r"\bstream", said):
+    if is_stream and status in (400, 403, 422, 501) and says(r"\bstream", known):
         return "; --no-stream asks for the whole reply at once"
     return ""
 
@@ -2243,20 +2249,26 @@ def is_error(value: JSON) -> bool:
     if value.get("success") is False:
         return True
     is_fine = value.get("type") == "ping" or value.get("code") in (0, 200)
-    keys = ("message", "msg", "detail", "errors", "error_message", "error_msg")
-    return not is_fine and any(words_in(value.get(key)) for key in keys)
+    keys = ("message", "msg", "detail", "errors", "error_message", "error_msg", "errormessage")
+    return not is_fine and any(key.lower() in keys and bool(words_in(value[key])) for key in value)
 
 
-def error_in_reply(value: JSON, data: bytes) -> Failure:
-    """Return the failure that an error with status 200 means."""
-    said = words_in(value) or data.decode(errors="replace")
+def error_in_reply(value: JSON, text: str) -> Failure:
+    """Return the failure that an error with status 200 means; text is what came."""
+    said = words_in(value) or text
+    known = with_codes(said, value)
     lasting = "|".join((NO_CREDIT, NO_MODEL, NO_ENDPOINT, REFUSAL))
-    kind = Refused if says(lasting, f"{said}\n{codes_in(value)}") else Unavailable
-    return kind(f"error in the reply: {said}{advice(said, status=200)}")
+    kind = Refused if says(lasting, known) else Unavailable
+    return kind(f"error in the reply: {said}{advice(known, status=200)}")
+
+
+def with_codes(said: str, value: Any) -> str:
+    """Return what says() looks at of an error: its words and its codes, as far as is sane."""
+    return f"{said[:9999]}\n{codes_in(value)[:999]}"
 
 
 def says(pattern: str, text: str) -> bool:
-    return re.search(pattern, text, re.IGNORECASE | re.MULTILINE) is not None
+    return re.search(pattern, text, re.IGNORECASE | re.MULTILINE | re.DOTALL) is not None
 
 
 def retry_after(response: HTTPResponse) -> float:
@@ -2281,7 +2293,7 @@ def json_in(text: str) -> Any:
 
 # where errors keep their words, the general before the specific, and their codes
 WORD_KEYS = (
-    "title error message msg error_message error_msg status_msg text detail details"
+    "title error message msg error_message error_msg errormessage status_msg text detail details"
     " error_description reason base_resp metadata raw errors validation invalid-params"
 ).split()
 CODE_KEYS = ("code", "type", "status", "status_code", "error_code")
@@ -2295,16 +2307,19 @@ def words_in(value: Any, depth: int = 0) -> str:
     """
     if isinstance(value, str):
         inner = json_in(value) if value[:1] in ("{", "[") else None
-        return words_in(inner, depth) or re.sub(r"\s?\[WKE=[^]]*\]", "", value).strip()
+        return words_in(inner, depth) or re.sub(r"\s?\[WKE=[^][]*\]", "", value).strip()
     if isinstance(value, list) and depth < 9:
         return "; ".join(dict.fromkeys(filter(None, (words_in(v, depth + 1) for v in value[:5]))))
     if not isinstance(value, dict) or depth > 8:
         return ""
+    value = {key.lower(): item for key, item in value.items()}
+    if isinstance(errors := value.get("errors"), dict):  # by the field that is wrong
+        value["errors"] = [errors, *errors.values()]
     said: list[str] = []
     for words in (words_in(value.get(key), depth + 1) for key in WORD_KEYS):
         if not any(words in other for other in said):
             said = [other for other in said if other not in words] + [words]
-    place = value.get("loc") or value.get("pointer") or value.get("instancePath")
+    place = value.get("loc") or value.get("pointer") or value.get("instancepath")
     place = place or ("reason" in value and value.get("name"))
     if isinstance(place, list):
         place = ".".join(map(str, place))
@@ -2328,14 +2343,14 @@ def page_words(text: str, status: str = "") -> str:
     """
     import html
 
-    text = re.sub(r"(?s)<!--.*?-->", "", text[:20_000])
+    text = re.sub(r"(?s)<!--.*?(-->|\Z)", "", text[:20_000])
     match = re.search(r"(?i)<(?:title|message)\b[^<>]*>([^<]*)<", text)
     title = html.unescape(match[1]).strip() if match else ""
     known = re.findall(r"\w+", f"{status} error http".lower())
     if set(re.findall(r"\w+", title.lower())) - set(known):
         return title
     text = re.sub(r"(?i)</?(?:a|b|i|em|strong|span|code|tt|font)\b[^<>]*>", "", text)
-    tags_and_texts = re.split(r"<([/?!]?\w*)[^<>]*>", text)[1:]
+    tags_and_texts = re.split(r"<([/?!]?\w*)(?!\w)[^<>]*>", text)[1:]
     for tag, words in zip(tags_and_texts[::2], tags_and_texts[1::2], strict=True):
         if tag.lower() not in ("script", "style") and len(words.split()) > 3:
             sentence = " ".join(html.unescape(words).split())

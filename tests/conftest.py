@@ -44,6 +44,7 @@ if name := os.environ.get("XCHAT_COMMAND"):
         raise pytest.UsageError(f"XCHAT_COMMAND: no such command: {name}")
     COMMAND = [os.path.abspath(installed)]
     sys.modules["xchat"] = Absent("xchat")
+import xchat  # noqa: E402
 
 File = Callable[..., str]  # the fixture file()
 
@@ -101,6 +102,15 @@ SECRET = "cf-0123456789abcdef"  # a header's value
 def said(api: Api, words: str, *, request_id: str = " (request id req-7)") -> str:
     """The line on standard error about what the server sent."""
     return f"xchat: {api.host}: {words}{request_id}\n"
+
+
+def judged(*blocks: bytes, is_raw: bool = False, schema: bool = False) -> tuple[str, str, int]:
+    """What becomes of a reply that comes in these blocks, in the process: text, words, status."""
+    reply = xchat.Reply("host", keep_body=is_raw)
+    text = "".join(xchat.read_reply(blocks, reply))
+    assert text == reply.text
+    failure = xchat.judge(reply, text, wants_json=schema)
+    return (text, failure.message, failure.exit_code) if failure else (text, "", 0)
 
 
 def body_of(result: Result) -> Any:
