@@ -1311,18 +1311,18 @@ def ask(
     body: JSON,
     reply: Reply,
     *,
-    timeout: float,
+    deadline: Deadline,
     retries: int,
 ) -> Iterator[str]:
     """Post the body and yield the text of the reply, piece by piece as it comes.
 
-    A reply that is not whole ends in a Failure.  timeout is in seconds, from now to the last byte.
-    The body is posted again, at most retries times, where it cannot have produced a reply.
+    Without a reply this ends in a Failure; whether a reply is whole, judge() says.  The body is
+    posted again, at most retries times, where it cannot have produced a reply.
     """
     data = encode_body(body)
     headers = request_headers(server, is_stream=bool(body.get("stream")), length=len(data))
     status = StatusLine(reply, f"waiting for {body['model']}")
-    deadline = Deadline(timeout, tick=status.draw)
+    deadline.tick = status.draw
     for attempt in range(retries + 1):
         reply.forget_attempt()
         try:
@@ -1426,12 +1426,12 @@ def read_blocks(answer: Background, reply: Reply, deadline: Deadline) -> Iterato
 
 
 class Deadline:
-    """The end of the time for the answer; tick is called while that is waited for."""
+    """The end of the time for the whole answer, which begins when the prompt is complete."""
 
-    def __init__(self, timeout: float, *, tick: Callable[[], None]) -> None:
-        self.timeout = timeout
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout  # in seconds
         self.end = time.monotonic() + timeout
-        self.tick = tick
+        self.tick: Callable[[], None] = lambda: None  # is called while something is waited for
 
     def seconds_left(self) -> float:
         return max(self.end - time.monotonic(), 0)
@@ -2692,13 +2692,13 @@ def is_new(path: str) -> bool:
 
 @contextlib.contextmanager
 def appended(
-    path: str, turn: list[JSON], *, name: str, systems: list[JSON], until: float
+    path: str, turn: list[JSON], *, name: str, systems: list[JSON], deadline: Deadline
 ) -> Iterator[None]:
     """Add a turn to a conversation file as it is by now, the system messages to a new one.
 
     It is written if all goes well inside.
     """
-    with at(f"{name}: cannot append the turn", BadReply), locked(path, until=until) as old:
+    with at(f"{name}: cannot append the turn", BadReply), locked(path, deadline) as old:
         if old:
             text = add_messages(decode(old), turn, path=name)
         else:
@@ -2708,7 +2708,7 @@ def appended(
 
 
 @contextlib.contextmanager
-def locked(path: str, *, until: float) -> Iterator[bytearray]:
+def locked(path: str, deadline: Deadline) -> Iterator[bytearray]:
     """Lock a file, and return what it holds; nothing if it is missing."""
     for attempt in itertools.count():
         place = lock_place(path)
@@ -2719,7 +2719,7 @@ def locked(path: str, *, until: float) -> Iterator[bytearray]:
                 return
         finally:
             os.close(fd)
-        if time.monotonic() > until:
+        if not deadline.seconds_left():
             raise BadReply(f"locked by another process; fuser {place} shows which")
         if attempt == 50 * HINT_DELAY:
             log.warning(f"still waiting for the lock of {path}")
@@ -3115,19 +3115,19 @@ def xchat(
         return
 
     # ask
-    until = time.monotonic() + timeout
+    deadline = Deadline(timeout)
     if append:
-        with at(files[0]), locked(conversation, until=until):
-            timeout -= round(timeout - (until - time.monotonic()))  # the seconds of waiting
+        with at(files[0]), locked(conversation, deadline):  # so that this fails before it is paid
+            pass
     reply = Reply(server.host, keep_body=raw)
-    texts = ask(server, early, body, reply, timeout=timeout, retries=retries)
+    texts = ask(server, early, body, reply, deadline=deadline, retries=retries)
     failure = receive(texts, is_live=is_live)
 
     # deliver
     turn.append({"role": "assistant", "content": reply.text})
     failure = deliver(
         reply, failure, output=output, target=target,
-        added=appended(conversation, turn, name=files[0], systems=first, until=until)
+        added=appended(conversation, turn, name=files[0], systems=first, deadline=deadline)
         if append else contextlib.nullcontext(),
         is_live=is_live, extract=extract, has_schema=schema is not None,
     )  # fmt: skip
