@@ -16,7 +16,7 @@ import certifi
 import pytest
 import trustme
 from conftest import HELLO, Result, Run
-from network import HOST, Proxy, tls_for
+from network import tls_for
 from server import RESET, Api, Step, completion, perform, reply, reset
 
 NOTHING = "bad request line: ''"  # what a server thinks of a connection on which nothing is sent
@@ -207,13 +207,6 @@ def test_a_run_that_will_not_ask_does_not_connect(
 ) -> None:
     assert run(*args, stdin=b"Hi").status == status
     assert early.connections == 0
-
-
-def test_a_proxy_is_not_asked_before_there_is_a_prompt(run: Run) -> None:
-    with Proxy() as proxy:
-        env = {"XCHAT_BASE_URL": f"https://{HOST}/v1", "HTTPS_PROXY": f"http://{proxy.host}"}
-        assert run(stdin=b"", env=env).status == 2
-        assert len(proxy.threads) == 1  # the one that accepts connections
 
 
 def test_over_plain_http_there_is_nothing_to_gain(api: Api, run: Run) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import HELLO, KEY, Result, Run, serve
+from conftest import HELLO, KEY, Result, Run, cases, serve
 from network import ESTABLISHED, HOST, SOCKS_OK, URL, Proxy, Socks, api_behind_a_proxy, tls_for
 from network import tunnel as tunnel_to
 from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, refusing, reply, stream
-from test_wire import NO_ADDRESS, NOT_ASCII
+
+import xchat
 
 
 @pytest.fixture
@@ -191,50 +192,60 @@ def test_a_bad_certificate_of_the_proxy_itself(api: Api, run: Run, bundle: str) 
     assert (result.out, result.status, result.err.count("\n")) == (b"", 3, 1)
 
 
-SCHEMES = "http:// or https:// or socks5h:// or socks5:// or socks4a:// or socks4://"
-
-
-@pytest.mark.parametrize(
-    ("name", "scheme"),
-    [
-        ("HTTPS_PROXY", "ftp"),
-        ("HTTPS_PROXY", "quic"),
-        ("ALL_PROXY", "socks"),
-        ("ALL_PROXY", "sock5"),
-    ],
+FORM = (
+    "expected SCHEME://[USER:PASSWORD@]HOST[:PORT]; SCHEME is one of http, https, socks5h, socks5,"
+    " socks4a, socks4"
 )
-def test_a_scheme_that_nobody_speaks_is_told_before_anything_is_read(
-    api: Api, run: Run, name: str, scheme: str
-) -> None:
-    env = {name: f"{scheme}://user:secret@127.0.0.1:9"}
-    message = f"xchat: HTTPS_PROXY or ALL_PROXY: must begin with {SCHEMES}\n"
-    assert run.before_input("--retries", "3", env=env) == Result(b"", message, 2)
+ESCAPES = "in a password, write / as %2F, ? as %3F, # as %23 and @ as %40"
+NOT_LATIN = "the user name or password has a letter outside Latin-1"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("url", "message"),
-    [
-        ("http://user:se/cret@h:1", "has no valid port"),
-        ("http://user:se#cret@h:1", "has no valid port"),
-        ("http://user:secret@", "has no valid host name"),
-        ("http://user:secret@[bad", "not a URL"),
-        ("http://user:secret@[bad]:1", NO_ADDRESS),
-        ("user:secret@h:port", "has no valid port"),
-        ("http://user:secret@a b", NOT_ASCII),
-        ("http://user:sécret@h:1", NOT_ASCII),
-        ("gopher://user:secret@h:1", "must begin with http:// or https:// or socks5h://"),
-    ],
+    {
+        "a scheme of others": ("ftp://joe:secret@127.0.0.1:9", FORM),
+        "a scheme of the future": ("quic://joe:secret@127.0.0.1:9", FORM),
+        "no version of SOCKS": ("socks://joe:secret@127.0.0.1:9", FORM),
+        "a scheme misspelt": ("sock5://joe:secret@127.0.0.1:9", FORM),
+        "no host": ("http://joe:secret@", FORM),
+        "an open bracket": ("http://joe:secret@[bad", FORM),
+        "no address in the brackets": ("http://joe:secret@[bad]:1", FORM),
+        "a port that is a word": ("http://joe:secret@h:port", FORM),
+        "a host with a space": ("http://joe:secret@a b", FORM),
+        "a letter outside ASCII": ("http://joe:sécret@h:1", FORM),
+        "a slash": ("http://joe:123/secret@proxy:3128", ESCAPES),
+        "a slash and no port": ("http://joe:se/cret@proxy", ESCAPES),
+        "a number sign": ("http://joe:se#cret@proxy:3128", ESCAPES),
+        "a question mark": ("http://joe:se?cret@proxy:3128", ESCAPES),
+        "an at sign": ("http://joe:se@cret@proxy:3128", ESCAPES),
+        "an at sign in the user name": ("http://joe@home:secret@proxy:3128", ESCAPES),
+        "a slash, for SOCKS": ("socks5://joe:se/cret@proxy:1080", ESCAPES),
+        "a Euro sign": ("http://joe:secret%E2%82%AC@proxy:3128", NOT_LATIN),
+        "a Greek user": ("http://%CE%B1:secret@proxy:3128", NOT_LATIN),
+    },
 )
 def test_a_malformed_proxy_is_told_without_its_password(
-    run: Run, url: str, message: str | tuple[str, str]
+    monkeypatch: pytest.MonkeyPatch, url: str, message: str
 ) -> None:
-    env = {"XCHAT_BASE_URL": "https://xchat.invalid/v1", "XAI_API_KEY": KEY, "HTTPS_PROXY": url}
-    result = run("Hi", env=env)
-    assert (result.out, result.status) == (b"", 2)
-    place, words = result.err[:33], result.err[33:]
-    assert place == "xchat: HTTPS_PROXY or ALL_PROXY: "
-    assert words.startswith(message)
-    assert result.err.count("\n") == 1
+    monkeypatch.setattr(xchat, "hidden_words", {})
+    with pytest.raises(xchat.BadInput) as caught:
+        xchat.parse_proxy(url)
+    assert caught.value.message == message
+
+
+@cases(
+    ("name", "url", "message"),
+    {
+        "with a scheme": ("HTTPS_PROXY", "http://joe:se#cret@h:1", ESCAPES),
+        "without a scheme": ("HTTPS_PROXY", "joe:se#cret@h:1", ESCAPES),
+        "for all": ("ALL_PROXY", "sock5://joe:secret@h:1", FORM),
+    },
+)
+def test_a_malformed_proxy_is_told_before_anything_is_read(
+    api: Api, run: Run, name: str, url: str, message: str
+) -> None:
+    message = f"xchat: HTTPS_PROXY or ALL_PROXY: {message}\n"
+    assert run.before_input("--retries", "3", env={name: url}) == Result(b"", message, 2)
 
 
 @pytest.mark.parametrize("scheme", ["socks4", "socks4a", "socks5", "socks5h"])

@@ -49,7 +49,7 @@ def test_nothing_is_posted_again_unless_asked_for(api: Api, run: Run) -> None:
 @pytest.mark.parametrize("status", [429, 500, 503, 529])
 def test_what_cannot_have_produced_a_reply_is_posted_again(api: Api, run: Run, status: int) -> None:
     api.key = KEY
-    api.will(reply(b"no", f"{status} No", Retry_After="0.1"), ANSWER)
+    api.will(reply({"error": "no"}, f"{status} No", Retry_After="0.1"), ANSWER)
     result = run("--retries", "3", "Hi", env={"XAI_API_KEY": KEY})
     assert (result.out, result.status) == (b"Hello\n", 0)
     assert re.fullmatch(AGAIN + "\n", result.err)
@@ -146,7 +146,7 @@ def test_what_a_gateway_says_is_posted_once(api: Api, run: Run, status: int) -> 
     ],
 )
 def test_a_retry_after_that_says_nothing_counts_as_absent(api: Api, run: Run, value: str) -> None:
-    head = f"HTTP/1.1 503 No\r\nContent-Length: 0\r\nRetry-After: {value}\r\n\r\n"
+    head = f"HTTP/1.1 503 No\r\nContent-Length: 2\r\nRetry-After: {value}\r\n\r\n{{}}"
     api.will([head.encode()], ANSWER)
     result = run("--retries", "1", "Hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
@@ -168,24 +168,22 @@ def test_a_retry_after_that_is_a_date(api: Api, run: Run) -> None:
 def test_a_retry_after_longer_than_we_wait_is_told(api: Api, run: Run, status: int) -> None:
     api.will(reply(b"busy", f"{status} No", Retry_After="300"))
     result = run("--retries", "3", "Hi")
-    assert result == Result(b"", said(api, f"{status} No: busy; asks to wait 300 s"), 5)
+    assert result == Result(b"", said(api, f"{status} No: busy; the server asks to wait 300 s"), 5)
 
 
 def test_a_retry_after_that_is_a_date_is_told_in_seconds(api: Api, run: Run) -> None:
     date = email.utils.formatdate(time.time() + 3600, usegmt=True)
     api.will(reply(b"busy", "503 No", Retry_After=date))
     result = run("--retries", "3", "Hi")
-    match = re.fullmatch(
-        re.escape(said(api, "503 No: busy; asks to wait {} s")).replace(r"\{\}", r"(\d+)"),
-        result.err,
-    )
+    words = "503 No: busy; the server asks to wait {} s"
+    match = re.fullmatch(re.escape(said(api, words)).replace(r"\{\}", r"(\d+)"), result.err)
     assert match
     assert 3400 < int(match[1]) <= 3600
     assert (result.out, result.status) == (b"", 5)
 
 
 def test_waits_grow_and_stay_within_the_deadline(api: Api, run: Run) -> None:
-    api.will(*[reply(b"no", "503 No")] * 9)
+    api.will(*[reply({"error": "no"}, "503 No")] * 9)
     result = run("--retries", "9", "--timeout", "6", "Hi")
     assert (result.out, result.status) == (b"", 5)
     said = [wait for _why, wait in waits(result)]
