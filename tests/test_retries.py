@@ -49,7 +49,7 @@ def test_nothing_is_posted_again_unless_asked_for(api: Api, run: Run) -> None:
 @pytest.mark.parametrize("status", [429, 500, 503, 529])
 def test_what_cannot_have_produced_a_reply_is_posted_again(api: Api, run: Run, status: int) -> None:
     api.key = KEY
-    api.will(reply(b"no", f"{status} No", Retry_After="0.1"), ANSWER)
+    api.will(reply({"error": "no"}, f"{status} No", Retry_After="0.1"), ANSWER)
     result = run("--retries", "3", "Hi", env={"XAI_API_KEY": KEY})
     assert (result.out, result.status) == (b"Hello\n", 0)
     assert re.fullmatch(AGAIN + "\n", result.err)
@@ -83,6 +83,13 @@ ONCE = {
     "status 422": (reply(b"no", "422 No"), 4),
     "a redirect": (reply(b"", "302 Found", Location="/"), 4),
     "no credit": (reply({"error": "used all available credits"}, "429 No"), 4),
+    "no credit, by the code": (
+        reply({"error": {"message": "x", "code": "insufficient_quota"}}, "429 No"),
+        4,
+    ),
+    "a gateway's page": (reply(b"<html><title>Busy</title>", "503 No", Retry_After="0.01"), 5),
+    "a gateway's text": (reply(b"no healthy upstream", "503 No", Retry_After="0.01"), 5),
+    "nothing of a gateway": (reply(b"", "500 No", Retry_After="0.01"), 5),
     "a long wait": (overloaded(Retry_After="121"), 5),
     "an endless wait": (overloaded(Retry_After="99999999999999999999"), 5),
     "a wait until a far date": (
@@ -146,7 +153,7 @@ def test_what_a_gateway_says_is_posted_once(api: Api, run: Run, status: int) -> 
     ],
 )
 def test_a_retry_after_that_says_nothing_counts_as_absent(api: Api, run: Run, value: str) -> None:
-    head = f"HTTP/1.1 503 No\r\nContent-Length: 0\r\nRetry-After: {value}\r\n\r\n"
+    head = f"HTTP/1.1 503 No\r\nContent-Length: 2\r\nRetry-After: {value}\r\n\r\n{{}}"
     api.will([head.encode()], ANSWER)
     result = run("--retries", "1", "Hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
@@ -166,17 +173,20 @@ def test_a_retry_after_that_is_a_date(api: Api, run: Run) -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_retry_after_longer_than_we_wait_is_told(api: Api, run: Run, status: int) -> None:
-    api.will(reply(b"busy", f"{status} No", Retry_After="300"))
+    api.will(reply({"error": "busy"}, f"{status} No", Retry_After="300"))
     result = run("--retries", "3", "Hi")
-    assert result == Result(b"", said(api, f"{status} No: busy; asks to wait 300 s"), 5)
+    words = f"{status} No: busy; the server asks to wait 300 s"
+    assert result == Result(b"", said(api, words), 5)
 
 
 def test_a_retry_after_that_is_a_date_is_told_in_seconds(api: Api, run: Run) -> None:
     date = email.utils.formatdate(time.time() + 3600, usegmt=True)
-    api.will(reply(b"busy", "503 No", Retry_After=date))
+    api.will(reply({"error": "busy"}, "503 No", Retry_After=date))
     result = run("--retries", "3", "Hi")
     match = re.fullmatch(
-        re.escape(said(api, "503 No: busy; asks to wait {} s")).replace(r"\{\}", r"(\d+)"),
+        re.escape(said(api, "503 No: busy; the server asks to wait {} s")).replace(
+            r"\{\}", r"(\d+)"
+        ),
         result.err,
     )
     assert match
@@ -185,7 +195,7 @@ def test_a_retry_after_that_is_a_date_is_told_in_seconds(api: Api, run: Run) -> 
 
 
 def test_waits_grow_and_stay_within_the_deadline(api: Api, run: Run) -> None:
-    api.will(*[reply(b"no", "503 No")] * 9)
+    api.will(*[reply({"error": "no"}, "503 No")] * 9)
     result = run("--retries", "9", "--timeout", "6", "Hi")
     assert (result.out, result.status) == (b"", 5)
     said = [wait for _why, wait in waits(result)]
