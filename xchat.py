@@ -1949,9 +1949,9 @@ def add_event(reply: Reply, data: bytes) -> str:
         value = {"error": text}
     value = value[0] if isinstance(value, list) and value else value
     value = value if isinstance(value, dict) else {}  # else it is a heartbeat, say
-    if is_error(value) and reply.finish_reason.lower() not in NATURAL_ENDS:
-        reply.error = error_in_reply(value, text)
     choice = first_choice(value)
+    if is_error(value) and reply.finish_reason.lower() not in NATURAL_ENDS:
+        reply.error = error_in_reply({"error": choice.get("error"), **value}, text)
     reply.model = value.get("model") or reply.model
     reply.usage = mapping_in(value, "usage") or reply.usage
     reply.finish_reason = str(choice.get("finish_reason") or reply.finish_reason)

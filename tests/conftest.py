@@ -14,13 +14,14 @@ import termios
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
 import trustme
 import yaml
 from server import Api
+from urllib3 import HTTPResponse
 
 # what the tests run must not inherit that a background job ignores the first, and nohup the second
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -111,6 +112,17 @@ def judged(*blocks: bytes, is_raw: bool = False, schema: bool = False) -> tuple[
     assert text == reply.text
     failure = xchat.judge(reply, text, wants_json=schema)
     return (text, failure.message, failure.exit_code) if failure else (text, "", 0)
+
+
+def refused(
+    status: str, body: Any, *, key: str = "", is_stream: bool = False, **headers: str
+) -> Any:
+    """The failure that a response with another status than 200 means, in the process."""
+    number, _, reason = status.partition(" ")
+    response = HTTPResponse(status=int(number), reason=reason, headers=headers)
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    server: Any = SimpleNamespace(key=key, proxy=None)
+    return xchat.refusal(response, data, server, is_stream=is_stream)
 
 
 def body_of(result: Result) -> Any:

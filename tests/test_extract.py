@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Result, Run
+from conftest import Result, Run, said
 from server import STREAM_HEAD, Api, completion, reply, stream
 
 import xchat
@@ -45,7 +45,7 @@ def test_what_is_extracted_is_all_that_is_written(api: Api, run: Run) -> None:
 
 def test_an_empty_block_is_no_reply(api: Api, run: Run) -> None:
     api.will(reply(completion("Do:\n```\n\n```\n")))
-    assert run("-x", "Hi") == Result(b"", "xchat: the code block is empty\n", 1)
+    assert run("-x", "Hi") == Result(b"", said(api, "the code block is empty"), 1)
 
 
 def test_extracting_from_a_reply_that_is_cut_off(api: Api, run: Run) -> None:

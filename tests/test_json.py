@@ -9,7 +9,7 @@ import threading
 from typing import Any
 
 import pytest
-from conftest import File, Result, Run, cases, said
+from conftest import File, Result, Run, cases, judged, said
 from server import STREAM_HEAD, Api, chunk, completion, event, reply, stream
 
 BODIES = {
@@ -124,6 +124,45 @@ def test_json_writes_no_error_into_a_file(api: Api, run: Run, file: File) -> Non
     api.will(reply(ERROR, "400 Bad"))
     assert run("--json", "-o", name, "Hi") == Result(b"", said(api, "400 Bad: gone"), 4)
     assert (run.home / name).read_text() == "yesterday's"
+
+
+TOOL_CALL = {"content": None, "tool_calls": [{"id": "1", "function": {"name": "look"}}]}
+TOOL_CALLS = {
+    "a tool call": completion(message=TOOL_CALL, finish_reason="tool_calls"),
+    "Gemini: a natural end": completion(message=TOOL_CALL),
+    "no finish reason": completion(message=TOOL_CALL, finish_reason=None),
+    "Anthropic": completion(message=TOOL_CALL, finish_reason="tool_use"),
+    "a sentence first": completion(
+        message={**TOOL_CALL, "content": "Let me look."}, finish_reason="tool_calls"
+    ),
+    "a function call": completion(
+        message={"content": "", "function_call": {"name": "look"}}, finish_reason="function_call"
+    ),
+}
+
+
+@cases("body", TOOL_CALLS)
+def test_json_of_a_tool_call_is_a_whole_reply(body: Any) -> None:
+    data = json.dumps(body).encode()
+    assert judged(data, is_raw=True)[1:] == ("", 0)
+    message = body["choices"][0]["message"]
+    events = event(chunk(delta=message)) + event(chunk(finish_reason="tool_calls"))
+    assert judged(events, is_raw=True)[1:] == ("", 0)
+    assert judged(events)[2] == 1
+
+
+@cases("reason", {"the token limit": "length", "an error": "error", "the filter": "content_filter"})
+def test_json_of_half_a_tool_call_is_none(reason: str) -> None:
+    body = completion(message=TOOL_CALL, finish_reason=reason)
+    assert judged(json.dumps(body).encode(), is_raw=True)[2] == 1
+
+
+def test_json_of_a_tool_call_through_the_command(api: Api, run: Run) -> None:
+    body = json.dumps(TOOL_CALLS["a tool call"]).encode()
+    api.will(reply(body), reply(body))
+    assert run("--json", "Hi") == Result(body + b"\n", "", 0)
+    words = "the reply is a tool call, not text (finish reason 'tool_calls')"
+    assert run("Hi") == Result(b"", said(api, words), 1)
 
 
 def test_json_writes_nothing_where_there_is_no_body(api: Api, run: Run) -> None:

@@ -13,8 +13,8 @@ import zlib
 from typing import Any
 
 import pytest
-from conftest import Result, Run, cases, limit, needs_file, needs_limit
-from server import RESET, Api, completion, reply
+from conftest import Result, Run, cases, judged, limit, needs_file, needs_limit, said
+from server import RESET, Api, chunk, completion, event, reply
 
 
 def changed(path: str, value: Any) -> Any:
@@ -61,35 +61,70 @@ def test_the_reply_is_one_write(api: Api, run: Run) -> None:
         assert ours.recv(1 << 20) == b"x" * 50_000 + b"\n"
 
 
-@cases(
-    "change",
-    {
-        "stop": {"finish_reason": "stop"},
-        "null": {"finish_reason": None},
-        "empty": {"finish_reason": ""},
-        "of another API": {"finish_reason": "end_turn"},
-        "unknown": {"finish_reason": "something new"},
-        "missing": {"message": {"content": "Hello"}},
-        "missing, with other nulls": {
-            "message": {"content": "Hello", "tool_calls": None, "refusal": None}
-        },
-    },
-)
-def test_an_unknown_or_missing_finish_reason_is_no_failure(
-    api: Api, run: Run, change: dict[str, Any]
-) -> None:
-    api.will(reply(completion(**change)))
-    assert run("Hi") == Result(b"Hello\n", "", 0)
+NO_REASONS = {
+    "null": {"finish_reason": None},
+    "empty": {"finish_reason": ""},
+    "nothing but the text": {"message": {"content": "Hello"}, "finish_reason": None},
+    "other nulls": {"message": {"content": "Hello", "tool_calls": None, "refusal": None}},
+}
+NATURAL = ("stop", "STOP", "end_turn", "stop_sequence", "eos", "eos_token", "complete", "COMPLETED")
 
 
-def test_the_first_of_several_choices(api: Api, run: Run) -> None:
+@cases("change", NO_REASONS | {name: {"finish_reason": name} for name in NATURAL})
+def test_a_natural_end_or_none_is_no_failure(change: dict[str, Any]) -> None:
+    assert judged(encoded(completion(**change))) == ("Hello", "", 0)
+    if reason := change.get("finish_reason"):
+        events = event(chunk("Hello")) + event(chunk(finish_reason=reason))
+        assert judged(events) == ("Hello", "", 0)
+
+
+CUTS = {
+    # the finish reason, and what it is called
+    "the token limit": ("length", " at the token limit"),
+    "Anthropic's token limit": ("max_tokens", " at the token limit"),
+    "Gemini's token limit": ("MAX_TOKENS", " at the token limit"),
+    "Mistral's context": ("model_length", " at the token limit"),
+    "the content filter": ("content_filter", " by the content filter"),
+    "a tool call": ("tool_calls", " by a tool call"),
+    "a function call": ("function_call", " by a tool call"),
+    "Anthropic's tool call": ("tool_use", " by a tool call"),
+    "OpenRouter and Mistral": ("error", ""),
+    "vLLM and SGLang": ("abort", ""),
+    "DeepSeek": ("insufficient_system_resource", ""),
+    "Gemini": ("SAFETY", ""),
+    "Gemini's citations": ("RECITATION", ""),
+    "Cohere": ("ERROR_TOXIC", ""),
+    "Anthropic": ("pause_turn", ""),
+    "unknown": ("something new", ""),
+    "a number": (3, ""),
+}
+
+
+@cases(("reason", "why"), CUTS)
+def test_a_finish_reason_that_is_no_natural_end(reason: Any, why: str) -> None:
+    whole = ("Hel", f"the reply is cut off{why} (finish reason {str(reason)!r})", 1)
+    assert judged(encoded(completion("Hel", finish_reason=reason))) == whole
+    events = [chunk("Hel"), chunk(finish_reason=reason), b"[DONE]"]
+    assert judged(*map(event, events)) == whole
+
+
+def test_a_finish_reason_through_the_command(api: Api, run: Run) -> None:
+    api.will(reply(completion("Hel", finish_reason="SAFETY")))
+    words = "the reply is cut off (finish reason 'SAFETY')"
+    assert run("Hi") == Result(b"Hel\n", said(api, words), 1)
+
+
+def encoded(body: Any) -> bytes:
+    return body if isinstance(body, bytes) else json.dumps(body).encode()
+
+
+def test_the_first_of_several_choices() -> None:
     body = completion("one")
     body["choices"] += completion("two")["choices"]
-    api.will(reply(body))
-    assert run("Hi") == Result(b"one\n", "", 0)
+    assert judged(encoded(body)) == ("one", "", 0)
 
 
-@pytest.mark.parametrize("args", [[], ["--stream"], ["-x"], ["-o", "/dev/stdout"]])
+@pytest.mark.parametrize("args", [[], ["--stream"]])
 def test_the_choice_with_index_0_wherever_it_stands(api: Api, run: Run, args: list[str]) -> None:
     body = completion("one")
     others = [completion("two", index=1), completion("three", index=2, finish_reason="length")]
@@ -98,25 +133,24 @@ def test_the_choice_with_index_0_wherever_it_stands(api: Api, run: Run, args: li
     assert run(*args, "Hi") == Result(b"one\n", "", 0)
 
 
-def test_a_single_choice_may_leave_its_index_out(api: Api, run: Run) -> None:
+def test_a_single_choice_may_leave_its_index_out() -> None:
     body = completion("one")
     del body["choices"][0]["index"]
-    api.will(reply(body), reply(completion("one", index=None)))
-    assert run("Hi") == Result(b"one\n", "", 0)
-    assert run("Hi") == Result(b"one\n", "", 0)
+    assert judged(encoded(body)) == ("one", "", 0)
+    assert judged(encoded(completion("one", index=None))) == ("one", "", 0)
 
 
-def test_the_content_may_be_a_list_of_parts_of_which_the_text_counts(api: Api, run: Run) -> None:
+def test_the_content_may_be_a_list_of_parts_of_which_the_text_counts() -> None:
     image = {"type": "image_url", "image_url": {"url": "https://x.test", "text": "no"}}
     parts: list[Any] = [
         {"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]},
         {"type": "text", "text": "Grüße "},
         image,
-        *(None, 1, "x", [], {}, {"type": "text"}, {"type": "text", "text": None}),
-        {"type": "text", "text": "🌍\n"},
+        *(None, 1, [], {}, {"type": "text"}, {"type": "text", "text": None}),
+        {"type": "output_text", "text": "🌍", "annotations": []},
+        "!\n",
     ]
-    api.will(reply(completion(message={"content": parts})))
-    assert run("Hi") == Result("Grüße 🌍\n".encode(), "", 0)
+    assert judged(encoded(completion(message={"content": parts}))) == ("Grüße 🌍!\n", "", 0)
 
 
 @cases(
@@ -127,10 +161,9 @@ def test_the_content_may_be_a_list_of_parts_of_which_the_text_counts(api: Api, r
         "parts as the text": {"type": "text", "text": [{"type": "text", "text": "no"}]},
     },
 )
-def test_a_part_that_is_no_text_part_is_no_text(api: Api, run: Run, part: Any) -> None:
+def test_a_part_that_is_no_text_part_is_no_text(part: Any) -> None:
     text = {"type": "text", "text": "Hello"}
-    api.will(reply(completion(message={"content": [part, text]})))
-    assert run("Hi") == Result(b"Hello\n", "", 0)
+    assert judged(encoded(completion(message={"content": [part, text]}))) == ("Hello", "", 0)
 
 
 @cases(
@@ -141,86 +174,109 @@ def test_a_part_that_is_no_text_part_is_no_text(api: Api, run: Run, part: Any) -
         "an empty text": [{"type": "text", "text": ""}],
     },
 )
-def test_a_list_of_parts_without_text_is_empty(api: Api, run: Run, content: list[Any]) -> None:
-    api.will(reply(completion(message={"content": content})))
-    message = f"xchat: {api.host}: the reply is empty: finish reason 'stop' (request id req-7)\n"
-    assert run("Hi") == Result(b"", message, 1)
+def test_a_list_of_parts_without_text_is_empty(content: list[Any]) -> None:
+    body = completion(message={"content": content})
+    assert judged(encoded(body)) == ("", "the reply is empty: finish reason 'stop'", 1)
 
 
-NOT_WHOLE = {
-    # what the server says; what is written; why the status is 1
-    "the token limit": (
-        completion("Hel", finish_reason="length"),
-        b"Hel\n",
-        "the reply is cut off at the token limit (finish reason 'length')",
+ONLY_REASONED = (
+    "the reply is empty: the model only reasoned; -p reasoning_effort=low or a larger"
+    " --max-tokens may help"
+)
+NO_COMPLETION = "the server's answer is not a chat completion: "
+
+NOT_WHOLE: dict[str, tuple[Any, str]] = {
+    # what the server says; why the status is 1
+    "an empty text": (
+        completion(message={"content": ""}),
+        "the reply is empty: finish reason 'stop'",
     ),
-    "the content filter": (
-        completion("Hel", finish_reason="content_filter"),
-        b"Hel\n",
-        "the reply is cut off by the content filter",
-    ),
-    "an empty text": (completion(""), b"", "the reply is empty: finish reason 'stop'"),
-    "no text": (completion(None), b"", "the reply is empty: finish reason 'stop'"),
+    "no text": (completion(message={"content": None}), "the reply is empty: finish reason 'stop'"),
     "no text and no finish reason": (
-        completion(None, finish_reason=None),
-        b"",
+        completion(message={"content": None}, finish_reason=None),
         "the reply is empty",
     ),
     "no text at the token limit": (
-        completion(None, finish_reason="length"),
-        b"",
+        completion(message={"content": None}, finish_reason="length"),
         "the reply is cut off at the token limit (finish reason 'length')",
+    ),
+    "xAI: reasoning alone": (completion(""), ONLY_REASONED),
+    "vLLM: reasoning alone, to the token limit": (
+        completion(message={"content": None, "reasoning": "Hm"}, finish_reason="length"),
+        f"{ONLY_REASONED} (finish reason 'length')",
+    ),
+    "OpenRouter: reasoning in parts too": (
+        completion(
+            message={"content": "", "reasoning": "Hm", "reasoning_details": [{"text": "Hm"}]}
+        ),
+        ONLY_REASONED,
+    ),
+    "reasoning that the filter ended": (
+        completion(None, finish_reason="content_filter"),
+        f"{ONLY_REASONED} (finish reason 'content_filter')",
     ),
     "a refusal": (
         completion(message={"content": None, "refusal": "I won't."}),
-        b"",
         "the reply is empty: I won't.",
     ),
     "a tool call": (
         completion(message={"tool_calls": [{"id": "1"}]}, finish_reason="tool_calls"),
-        b"",
-        "the reply is a tool call, not text",
+        "the reply is a tool call, not text (finish reason 'tool_calls')",
     ),
-    "an empty body": (b"", b"", "not a completion: an empty body"),
-    "a word": (b"OK", b"", "not a completion: OK"),
+    "an empty body": (b"", f"{NO_COMPLETION}an empty body"),
+    "a word": (b"OK", f"{NO_COMPLETION}OK"),
     "a page": (
         b"<html>Log in",
-        b"",
-        "not a completion: a page of HTML; is it a login page of the network?",
+        f"{NO_COMPLETION}a page of HTML; is it a login page of the network?",
     ),
-    "another mapping": (b'{"request_id": "1"}', b"", 'not a completion: {"request_id": "1"}'),
-    "a list": (b"[]", b"", "not a completion: []"),
-    "null": (b"null", b"", "not a completion: null"),
-    "no choices": (b'{"choices": []}', b"", 'not a completion: {"choices": []}'),
-    "an empty choice": (b'{"choices": [{}]}', b"", 'not a completion: {"choices": [{}]}'),
-    "a choice that is a number": (b'{"choices": [4]}', b"", 'not a completion: {"choices": [4]}'),
-    "a message that is null": (changed("choices.0.message", None), b"", None),
-    "a text that is a mapping": (
-        changed("choices.0.message", {"content": {"a": 1}}),
-        b"",
+    "another mapping": (b'{"request_id": "1"}', f'{NO_COMPLETION}{{"request_id": "1"}}'),
+    "the older API": (
+        b'{"choices": [{"text": "Hello"}]}',
+        f'{NO_COMPLETION}{{"choices": [{{"text": "Hello"}}]}}',
+    ),
+    "Ollama's own API": (
+        b'{"message":"Hel"}\n{"message":"lo"}\n{"done":true}',
+        f'{NO_COMPLETION}{{"message":"Hel"}}\n{{"message":"lo"}}\n{{"done":true}}',
+    ),
+    "a list": (b"[]", f"{NO_COMPLETION}[]"),
+    "null": (b"null", f"{NO_COMPLETION}null"),
+    "no choices": (b'{"choices": []}', f'{NO_COMPLETION}{{"choices": []}}'),
+    "an empty choice": (b'{"choices": [{}]}', f'{NO_COMPLETION}{{"choices": [{{}}]}}'),
+    "a choice that is a number": (b'{"choices": [4]}', f'{NO_COMPLETION}{{"choices": [4]}}'),
+    "choices that are a mapping": (
+        b'{"choices": {"0": 1}}',
+        f'{NO_COMPLETION}{{"choices": {{"0": 1}}}}',
+    ),
+    "a message that is null": (
+        changed("choices.0.message", None),
         "the reply is empty: finish reason 'stop'",
     ),
-    "choices that are a mapping": (changed("choices", {"0": 1}), b"", None),
-    "brackets without an end": (b"[" * 100_000, b"", None),
-    "a number without an end": (b'{"choices": [' + b"9" * 5000, b"", "not a whole completion: "),
+    "a text that is a mapping": (
+        changed("choices.0.message", {"content": {"a": 1}}),
+        "the reply is empty: finish reason 'stop'",
+    ),
+    "brackets without an end": (b"[" * 100_000, f"{NO_COMPLETION}{'[' * 100_000}"),
+    "a number without an end": (
+        b'{"choices": [' + b"9" * 5000,
+        f'the reply is cut short: broken JSON: {{"choices": [{"9" * 5000}',
+    ),
     "a completion without its last byte": (
         json.dumps(completion()).encode()[:-1],
-        b"",
-        "not a whole completion: ",
+        f"the reply is cut short: broken JSON: {json.dumps(completion())[:-1]}",
     ),
 }
 
 
-@cases(("body", "out", "message"), NOT_WHOLE)
-def test_what_is_not_whole_is_written_and_ends_in_status_1(
-    api: Api, run: Run, body: Any, out: bytes, message: str | None
-) -> None:
+@cases(("body", "why"), NOT_WHOLE)
+def test_what_is_no_text_is_told_in_words(body: Any, why: str) -> None:
+    assert judged(encoded(body)) == ("", why, 1)
+
+
+@pytest.mark.parametrize("name", ["a word", "xAI: reasoning alone"])
+def test_what_is_no_text_ends_in_status_1(api: Api, run: Run, name: str) -> None:
+    body, why = NOT_WHOLE[name]
     api.will(reply(body))
-    result = run("Hi")
-    assert (result.out, result.status) == (out, 1)
-    assert result.err.count("\n") == 1
-    assert result.err.startswith(f"xchat: {api.host}: {message or 'not a completion: '}")
-    assert result.err.endswith(" (request id req-7)\n")
+    assert run("Hi") == Result(b"", said(api, why), 1)
 
 
 @cases(

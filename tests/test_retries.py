@@ -83,6 +83,13 @@ ONCE = {
     "status 422": (reply(b"no", "422 No"), 4),
     "a redirect": (reply(b"", "302 Found", Location="/"), 4),
     "no credit": (reply({"error": "used all available credits"}, "429 No"), 4),
+    "no credit, by the code": (
+        reply({"error": {"message": "x", "code": "insufficient_quota"}}, "429 No"),
+        4,
+    ),
+    "a gateway's page": (reply(b"<html><title>Busy</title>", "503 No", Retry_After="0.01"), 5),
+    "a gateway's text": (reply(b"no healthy upstream", "503 No", Retry_After="0.01"), 5),
+    "nothing of a gateway": (reply(b"", "500 No", Retry_After="0.01"), 5),
     "a long wait": (overloaded(Retry_After="121"), 5),
     "an endless wait": (overloaded(Retry_After="99999999999999999999"), 5),
     "a wait until a far date": (
@@ -166,14 +173,14 @@ def test_a_retry_after_that_is_a_date(api: Api, run: Run) -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_retry_after_longer_than_we_wait_is_told(api: Api, run: Run, status: int) -> None:
-    api.will(reply(b"busy", f"{status} No", Retry_After="300"))
+    api.will(reply({"error": "busy"}, f"{status} No", Retry_After="300"))
     result = run("--retries", "3", "Hi")
     assert result == Result(b"", said(api, f"{status} No: busy; the server asks to wait 300 s"), 5)
 
 
 def test_a_retry_after_that_is_a_date_is_told_in_seconds(api: Api, run: Run) -> None:
     date = email.utils.formatdate(time.time() + 3600, usegmt=True)
-    api.will(reply(b"busy", "503 No", Retry_After=date))
+    api.will(reply({"error": "busy"}, "503 No", Retry_After=date))
     result = run("--retries", "3", "Hi")
     words = "503 No: busy; the server asks to wait {} s"
     match = re.fullmatch(re.escape(said(api, words)).replace(r"\{\}", r"(\d+)"), result.err)
