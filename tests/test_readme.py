@@ -146,7 +146,7 @@ def test_a_commit_message(
     ("text", "out", "status"),
     {
         "JSON": ('{"name": "Ada Lovelace", "born": 1815}', b"Ada Lovelace\t1815\n", 0),
-        "prose": ("Ada.", b"", 1),
+        "prose": ("Ada.", b"Ada.\n", 1),
     },
 )
 def test_json_from_prose(shell_api: Api, shell: Shell, text: str, out: bytes, status: int) -> None:
