@@ -7,14 +7,15 @@ PYTHON  = python3
 VENV    = .venv
 PINS    = tests/pins.txt
 
-COMMAND = $(BINDIR)/xchat
-MODULE = $(LIBDIR)/xchat.py
-PAGE = $(DATADIR)/man/man1/xchat.1
-BASH = $(DATADIR)/bash-completion/completions/xchat
-ZSH  = $(DATADIR)/zsh/site-functions/_xchat
+# Where the files go, quoted for the shell, as a name may hold a space; make's functions would split it.
+COMMAND = '$(DESTDIR)$(BINDIR)'
+LIB  = '$(DESTDIR)$(LIBDIR)'
+PAGE = '$(DESTDIR)$(DATADIR)/man/man1'
+BASH = '$(DESTDIR)$(DATADIR)/bash-completion/completions'
+ZSH  = '$(DESTDIR)$(DATADIR)/zsh/site-functions'
 # Debian's fish looks into /usr/local only where XDG_DATA_DIRS names it, but always into /etc.
-FISH = $(if $(filter /usr/local,$(PREFIX)),/etc/fish/completions,$(DATADIR)/fish/vendor_completions.d)/xchat.fish
-FILES = $(MODULE) $(PAGE) $(BASH) $(ZSH) $(FISH)
+FISH = '$(DESTDIR)$(if $(findstring :/usr/local:,:$(PREFIX):),/etc/fish/completions,$(DATADIR)/fish/vendor_completions.d)'
+FILES = $(LIB)/xchat.py $(PAGE)/xchat.1 $(BASH)/xchat $(ZSH)/_xchat $(FISH)/xchat.fish
 
 PIP = $(VENV)/bin/pip install -q --disable-pip-version-check $(PINS:%=-c %)
 
@@ -101,22 +102,22 @@ install:
 	[ -z "$$missing" ] || { echo "$(PYTHON) lacks modules: apt install" $$missing >&2; exit 1; }
 	@$(call need,import urllib3; urllib3.HTTPResponse.read1,$(PYTHON) has an urllib3 older than 2.2: \
 	use pipx)
-	umask 022; mkdir -p $(foreach file,$(COMMAND) $(FILES),'$(DESTDIR)$(dir $(file))')
-	cp xchat.py '$(DESTDIR)$(MODULE)'
-	$(PYTHON) -m compileall -q -s '$(DESTDIR)' --invalidation-mode unchecked-hash '$(DESTDIR)$(MODULE)'
+	umask 022; mkdir -p $(COMMAND) $(LIB) $(PAGE) $(BASH) $(ZSH) $(FISH)
+	cp xchat.py $(LIB)
+	$(PYTHON) -m compileall -q -s '$(DESTDIR)' --invalidation-mode unchecked-hash $(LIB)/xchat.py
 	printf '%s\n' "#!$$($(PYTHON) -c 'import sys; print(sys.executable)')" 'import os, sys' \
-		'sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)) + "/../lib/xchat")' \
-		'from xchat import main' 'sys.exit(main())' >'$(DESTDIR)$(COMMAND)'
-	cp man/xchat.1 '$(DESTDIR)$(PAGE)'
-	_XCHAT_COMPLETE=bash_source $(PYTHON) xchat.py >'$(DESTDIR)$(BASH)'
-	_XCHAT_COMPLETE=zsh_source $(PYTHON) xchat.py >'$(DESTDIR)$(ZSH)'
-	_XCHAT_COMPLETE=fish_source $(PYTHON) xchat.py >'$(DESTDIR)$(FISH)'
-	chmod 755 '$(DESTDIR)$(COMMAND)' '$(DESTDIR)$(LIBDIR)/__pycache__'
-	chmod 644 '$(DESTDIR)$(LIBDIR)'/__pycache__/* $(foreach file,$(FILES),'$(DESTDIR)$(file)')
+		'sys.path[0] = os.path.dirname(os.path.realpath(__file__)) + "/../lib/xchat"' \
+		'from xchat import main' 'sys.exit(main())' >$(COMMAND)/xchat
+	cp man/xchat.1 $(PAGE)
+	_XCHAT_COMPLETE=bash_source $(PYTHON) xchat.py >$(BASH)/xchat
+	_XCHAT_COMPLETE=zsh_source $(PYTHON) xchat.py >$(ZSH)/_xchat
+	_XCHAT_COMPLETE=fish_source $(PYTHON) xchat.py >$(FISH)/xchat.fish
+	chmod 755 $(COMMAND)/xchat $(LIB)/__pycache__
+	chmod 644 $(LIB)/__pycache__/* $(FILES)
 
 uninstall:
-	rm -rf '$(DESTDIR)$(LIBDIR)'
-	rm -f $(foreach file,$(COMMAND) $(FILES),'$(DESTDIR)$(file)')
+	rm -rf $(LIB)
+	rm -f $(COMMAND)/xchat $(FILES)
 
 clean:
 	rm -rf .venv .venv-all .venv-bench build dist *.egg-info .*_cache __pycache__ tests/__pycache__

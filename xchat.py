@@ -2450,7 +2450,10 @@ def write_to(target: str | int, data: bytes, *, name: str | None) -> None:
 
 
 # begins a block of code; in a list it may be indented, or stand behind the item's bullet
-FENCE = r"(?m)^([ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+)*)(`{3,}(?!`|.*`)|~{3,}(?!~)).*\n"
+FENCE = (
+    r"(?m)^([ \t]*(?:(?:[-*+]|\d{1,9}[.)])[ \t]+){,9})"
+    r"(`{3,99}(?!`|.*`)|~{3,99}(?!~))[ \t]*(\w*).*\n"
+)
 
 
 def extract_code(text: str) -> str:
@@ -2462,10 +2465,33 @@ def extract_code(text: str) -> str:
     if not begin:
         return text
     indent, fence = len(begin[1]), begin[2]
-    closing = re.compile(rf"(?m)^[ \t]{{,{indent + 3}}}{fence}{fence[0]}*[ \t\r]*$")
-    end = closing.search(text, begin.end())
-    inside = text[begin.end() : end.start() if end else None]
+    fences = re.compile(
+        rf"(?m)^[ \t]{{,{indent + 3}}}({fence}{fence[0]}*)[ \t]*([^`\n]*)$"
+        r"(?=(\n[ \t\r]*(?:\n|\Z)|\Z)?)"  # a blank line or the end of the text
+    ).finditer(text, begin.end())
+    end = end_of_block(fences, has_blocks=begin[3].lower() in ("markdown", "md"))
+    inside = text[begin.end() : end]
     return re.sub(rf"(?m)^[ \t]{{1,{indent}}}", "", inside) if indent else inside
+
+
+def end_of_block(fences: Iterable[re.Match[str]], *, has_blocks: bool) -> int | None:
+    """Return where a block ends, None if it is not closed; blocks inside it belong to it.
+
+    A bare fence with text on the next line opens one, if that is closed in its turn.
+    """
+    end, inner = None, ""
+    for fence in fences:
+        is_bare = not fence[2].strip()
+        if inner:
+            inner = "" if is_bare and len(fence[1]) >= len(inner) else inner
+        elif is_bare:
+            end = fence.start()
+            if fence[3] is not None or not has_blocks:
+                break
+            inner = fence[1]
+        elif has_blocks:
+            inner = fence[1]
+    return end
 
 
 def write_output(data: bytes) -> None:

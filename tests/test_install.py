@@ -6,6 +6,7 @@ import configparser
 import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -122,6 +123,32 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @needs("make")
 def test_make_install_puts_every_file_where_it_is_found(installed: Path) -> None:
     assert files_below(installed) == INSTALLED
+
+
+@needs("make")
+@pytest.mark.parametrize("prefix", ["/a b/it is", "/usr/local b", "relative a"])
+def test_a_prefix_may_hold_spaces(tmp_path: Path, prefix: str) -> None:
+    where = [f"PREFIX={prefix}", f"DESTDIR={tmp_path}/d e/", f"PYTHON={sys.executable}"]
+    call("make", "install", *where)
+    top = tmp_path / "d e" / prefix.strip("/")
+    assert files_below(top) == INSTALLED
+    assert files_below(tmp_path) == [
+        str(path.relative_to(tmp_path)) for path in [top / name for name in INSTALLED]
+    ]
+    assert call(top / "bin" / "xchat", "--version") == f"xchat {xchat.__version__}\n"
+    call("make", "uninstall", *where)
+    assert files_below(tmp_path) == []
+
+
+@needs("make")
+@pytest.mark.parametrize("name", ["json", "yaml", "click", "os"])
+def test_a_module_beside_the_command_replaces_none(installed: Path, name: str) -> None:
+    module = installed / "bin" / f"{name}.py"
+    module.write_text("1/0\n")
+    command = installed / "bin" / "xchat"
+    assert call(command, "--version") == f"xchat {xchat.__version__}\n"
+    assert json.loads(call(command, "--dry-run", "-f", "tests/capitals.yaml"))["messages"]
+    module.unlink()
 
 
 def not_for_all(top: Path) -> list[Path]:
