@@ -1105,12 +1105,7 @@ ROW = re.compile(r"\s*[^\W\d][\w-]*(\s+(str|int|float|bool|string|integer|number
 TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 
 # a schema that constrains anything has one of these
-SCHEMA_KEYS = set(
-    "$ref type enum const properties patternProperties additionalProperties required items"
-    " prefixItems anyOf oneOf allOf not if".split()
-)
-
-NO_SCHEMA = "no such file; a schema itself begins with {, or is as in 'name, born int'"
+SCHEMA_KEYS = set("$ref type enum const properties required items anyOf oneOf allOf not if".split())
 
 
 def read_schema(schema: str) -> JSON:
@@ -1125,7 +1120,7 @@ def read_schema(schema: str) -> JSON:
     elif is_names and not os.path.exists(schema):
         value = schema_of(as_text(schema))
     elif schema != "-" and not os.path.exists(schema):
-        raise BadInput(f"--schema {schema}: {NO_SCHEMA}")
+        raise BadInput(f"--schema {schema}: no such file; a schema itself begins with {{")
     else:
         value = read_value(schema)
     for wrapping in ("response_format", "json_schema", "schema"):
@@ -2693,18 +2688,15 @@ def die_of(number: int) -> NoReturn:
 
 SEE_HELP = "; see xchat --help"
 
-INSTEAD = {  # of options that other tools have
-    "api-key key token": "XAI_API_KEY",
-    "base-url api-base url endpoint": "XCHAT_BASE_URL",
-    "header headers": "XCHAT_HEADERS",
-    "continue chat session": "-a -f FILE",
-    "history messages conversation": "-f FILE",
-    "system-prompt role": "-s TEXT",
+# options that other tools have, and what to use instead
+INSTEAD = {
+    "api-key key token": "XAI_API_KEY", "base-url api-base url endpoint": "XCHAT_BASE_URL",
+    "header headers": "XCHAT_HEADERS", "continue chat session": "-a -f FILE",
+    "history messages conversation": "-f FILE", "system-prompt role": "-s TEXT",
     "prompt input message stdin": "arguments or standard input",
     "attachment attach": "-i FILE for an image, or standard input",
-    "format": "--schema or --json",
-    "debug": "-v",
-}
+    "format": "--schema or --json", "debug": "-v",
+}  # fmt: skip
 
 
 def explain_usage(error: click.UsageError) -> str:
