@@ -793,20 +793,24 @@ def check_text(value: Any) -> None:
         raise BadInput(f"read as {show(value)}, not as text; quote it")
 
 
+def refuse_date(value: Any) -> NoReturn:
+    raise BadInput(f"YAML reads {value} as a date; quote it")
+
+
+STRICT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=refuse_date)
+
+
 def check_value(value: Any) -> None:
     """Refuse what JSON or UTF-8 can't carry, and what is too deep, wherever in the value."""
-
-    def refuse(date: Any) -> NoReturn:
-        raise BadInput(f"YAML reads {date} as a date; quote it")
-
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=refuse)
+        text = STRICT.encode(value)
         text.encode()
     except UnicodeEncodeError:
         raise BadInput("contains half of a surrogate pair") from None
     except ValueError:
         raise BadInput("NaN and infinity are not JSON") from None
-    check_nesting(text, 0)
+    if text.count("[") + text.count("{") > NESTING_LIMIT:
+        check_nesting(text)
 
 
 def require(key: str, mapping: JSON, *, is_optional: bool = False) -> Any:
@@ -883,15 +887,12 @@ def parse_json_or_yaml(text: str) -> tuple[Any, bool]:
         raise ValueError(wrong) from None
 
 
-def check_nesting(text: str, start: int) -> None:
-    """Refuse JSON that is too deep from there on; how deep json reads depends on its version."""
-    depth = 0
-    for token in re.compile(STRING + r"|[\[\]{}]").finditer(text, start):
-        depth += (token[0] in "[{") - (token[0] in "]}")
-        if depth > NESTING_LIMIT:
-            raise BadInput(f"nested more than {NESTING_LIMIT} levels deep")
-        if depth <= 0 or text[start] not in "[{":  # the value ends, or is none with brackets
-            return
+def check_nesting(text: str) -> None:
+    """Refuse JSON that is too deep; how deep json itself can read depends on its version."""
+    brackets = re.sub(STRING + r'|[^\[\]{}"]+', "", text)
+    depths = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
+    if any(depth > NESTING_LIMIT for depth in depths):
+        raise BadInput(f"nested more than {NESTING_LIMIT} levels deep")
 
 
 def unique(pairs: list[tuple[str, Any]]) -> JSON:
@@ -910,7 +911,8 @@ def load_json(text: str) -> Any:
     def refuse(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
-    check_nesting(text.lstrip(), 0)
+    if re.match(r"\s*[\[{]", text):
+        check_nesting(text)
     return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
@@ -920,9 +922,12 @@ def parse_json(text: str) -> Any:
     gap = re.compile(r"\s*,?\s*")
     text = text.rstrip()
     values = []
+    is_checked = False
     end = len(text) - len(text.lstrip())
     while end < len(text):
-        check_nesting(text, end)
+        if text[end] in "[{" and not is_checked:
+            check_nesting(text[end:])
+            is_checked = True
         try:
             value, end = decoder.raw_decode(text, end)
         except json.JSONDecodeError:
