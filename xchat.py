@@ -2470,18 +2470,17 @@ def is_same_file(path: str, output: str) -> bool:
 
 
 def warn_of_names(words: Sequence[str], systems: Sequence[str]) -> None:
-    """Warn of a text that is the name of a file, as other tools would read it."""
-
-    def is_file(text: str) -> bool:
-        path = os.fsdecode(text.removeprefix("@").encode())
-        is_name = re.fullmatch(r"@\S+|\S*[./]\S*", text) is not None
-        return is_name and os.path.exists(path) and not os.path.isdir(path)
-
+    """Warn of a text that is the name of a file, which other tools would read."""
     for texts, way in ((words, 'xchat "Summarize" <{}'), (systems, "-S {}")):
-        if names := list(filter(is_file, texts)):
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            way = way.format(names[0].removeprefix("@"))
-            log.warning(f"{names[0]}{more}: only the name is sent; to send the file: {way}")
+        for name in itertools.islice(filter(is_name_of_file, texts), 1):
+            way = way.format(name.removeprefix("@"))
+            log.warning(f"{name}: only the name is sent; to send the file: {way}")
+
+
+def is_name_of_file(text: str) -> bool:
+    path = os.fsdecode(text.removeprefix("@").encode())
+    is_name = re.fullmatch(r"@\S+|\S*[./]\S*", text) is not None
+    return is_name and os.path.exists(path) and not os.path.isdir(path)
 
 
 def write_about(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
