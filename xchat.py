@@ -882,20 +882,24 @@ def check_text(value: Any) -> None:
         raise BadInput(f"read as {show(value)}, not as text; quote it")
 
 
+def refuse_date(value: Any) -> NoReturn:
+    raise BadInput(f"YAML reads {value} as a date; quote it")
+
+
+STRICT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=refuse_date)
+
+
 def check_value(value: Any) -> None:
     """Refuse what JSON or UTF-8 can't carry, and what is too deep, wherever in the value."""
-
-    def refuse(date: Any) -> NoReturn:
-        raise BadInput(f"YAML reads {date} as a date; quote it")
-
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=refuse)
+        text = STRICT.encode(value)
         text.encode()
     except UnicodeEncodeError:
         raise BadInput("contains half of a surrogate pair") from None
     except ValueError:
         raise BadInput("NaN and infinity are not JSON") from None
-    check_nesting(text, 0)
+    if text.count("[") + text.count("{") > NESTING_LIMIT:
+        check_nesting(text)
 
 
 def require(key: str, mapping: JSON, *, is_optional: bool = False) -> Any:
@@ -972,15 +976,12 @@ def parse_json_or_yaml(text: str) -> tuple[Any, bool]:
         raise ValueError(wrong) from None
 
 
-def check_nesting(text: str, start: int) -> None:
-    """Refuse JSON that is too deep from there on; how deep json reads depends on its version."""
-    depth = 0
-    for token in re.compile(STRING + r"|[\[\]{}]").finditer(text, start):
-        depth += (token[0] in "[{") - (token[0] in "]}")
-        if depth > NESTING_LIMIT:
-            raise BadInput(f"nested more than {NESTING_LIMIT} levels deep")
-        if depth <= 0 or text[start] not in "[{":  # the value ends, or is none with brackets
-            return
+def check_nesting(text: str) -> None:
+    """Refuse JSON that is too deep; how deep json itself can read depends on its version."""
+    brackets = re.sub(STRING + r'|[^\[\]{}"]+', "", text)
+    depths = itertools.accumulate(1 if bracket in "[{" else -1 for bracket in brackets)
+    if any(depth > NESTING_LIMIT for depth in depths):
+        raise BadInput(f"nested more than {NESTING_LIMIT} levels deep")
 
 
 def unique(pairs: list[tuple[str, Any]]) -> JSON:
@@ -999,7 +1000,8 @@ def load_json(text: str) -> Any:
     def refuse(name: str) -> NoReturn:
         raise ValueError(f"{name} is not JSON")
 
-    check_nesting(text.lstrip(), 0)
+    if re.match(r"\s*[\[{]", text):
+        check_nesting(text)
     return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
@@ -1009,9 +1011,12 @@ def parse_json(text: str) -> Any:
     gap = re.compile(r"\s*,?\s*")
     text = text.rstrip()
     values = []
+    is_checked = False
     end = len(text) - len(text.lstrip())
     while end < len(text):
-        check_nesting(text, end)
+        if text[end] in "[{" and not is_checked:
+            check_nesting(text[end:])
+            is_checked = True
         try:
             value, end = decoder.raw_decode(text, end)
         except json.JSONDecodeError:
@@ -1194,12 +1199,7 @@ ROW = re.compile(r"\s*[^\W\d][\w-]*(\s+(str|int|float|bool|string|integer|number
 TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 
 # a schema that constrains anything has one of these
-SCHEMA_KEYS = set(
-    "$ref type enum const properties patternProperties additionalProperties required items"
-    " prefixItems anyOf oneOf allOf not if".split()
-)
-
-NO_SCHEMA = "no such file; a schema itself begins with {, or is as in 'name, born int'"
+SCHEMA_KEYS = set("$ref type enum const properties required items anyOf oneOf allOf not if".split())
 
 
 def read_schema(schema: str) -> JSON:
@@ -1214,7 +1214,7 @@ def read_schema(schema: str) -> JSON:
     elif is_names and not os.path.exists(schema):
         value = schema_of(as_text(schema))
     elif schema != "-" and not os.path.exists(schema):
-        raise BadInput(f"--schema {schema}: {NO_SCHEMA}")
+        raise BadInput(f"--schema {schema}: no such file; a schema itself begins with {{")
     else:
         value = read_value(schema)
     for wrapping in ("response_format", "json_schema", "schema"):
@@ -2999,18 +2999,17 @@ def is_same_file(path: str, output: str) -> bool:
 
 
 def warn_of_names(words: Sequence[str], systems: Sequence[str]) -> None:
-    """Warn of a text that is the name of a file, as other tools would read it."""
-
-    def is_file(text: str) -> bool:
-        path = os.fsdecode(text.removeprefix("@").encode())
-        is_name = re.fullmatch(r"@\S+|\S*[./]\S*", text) is not None
-        return is_name and os.path.exists(path) and not os.path.isdir(path)
-
+    """Warn of a text that is the name of a file, which other tools would read."""
     for texts, way in ((words, 'xchat "Summarize" <{}'), (systems, "-S {}")):
-        if names := list(filter(is_file, texts)):
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            way = way.format(names[0].removeprefix("@"))
-            log.warning(f"{names[0]}{more}: only the name is sent; to send the file: {way}")
+        for name in itertools.islice(filter(is_name_of_file, texts), 1):
+            way = way.format(name.removeprefix("@"))
+            log.warning(f"{name}: only the name is sent; to send the file: {way}")
+
+
+def is_name_of_file(text: str) -> bool:
+    path = os.fsdecode(text.removeprefix("@").encode())
+    is_name = re.fullmatch(r"@\S+|\S*[./]\S*", text) is not None
+    return is_name and os.path.exists(path) and not os.path.isdir(path)
 
 
 def write_about(ctx: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -3229,18 +3228,15 @@ def die_of(number: int) -> NoReturn:
 
 SEE_HELP = "; see xchat --help"
 
-INSTEAD = {  # of options that other tools have
-    "api-key key token": "XAI_API_KEY",
-    "base-url api-base url endpoint": "XCHAT_BASE_URL",
-    "header headers": "XCHAT_HEADERS",
-    "continue chat session": "-a -f FILE",
-    "history messages conversation": "-f FILE",
-    "system-prompt role": "-s TEXT",
+# options that other tools have, and what to use instead
+INSTEAD = {
+    "api-key key token": "XAI_API_KEY", "base-url api-base url endpoint": "XCHAT_BASE_URL",
+    "header headers": "XCHAT_HEADERS", "continue chat session": "-a -f FILE",
+    "history messages conversation": "-f FILE", "system-prompt role": "-s TEXT",
     "prompt input message stdin": "arguments or standard input",
     "attachment attach": "-i FILE for an image, or standard input",
-    "format": "--schema or --json",
-    "debug": "-v",
-}
+    "format": "--schema or --json", "debug": "-v",
+}  # fmt: skip
 
 
 def explain_usage(error: click.UsageError) -> str:

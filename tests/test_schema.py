@@ -80,7 +80,7 @@ def test_with_extract_what_is_extracted_must_be_json(api: Api, run: Run, file: F
     assert run("--schema", file("{}"), "Hi").status == 1
 
 
-NO_FILE = "no such file; a schema itself begins with {, or is as in 'name, born int'"
+NO_FILE = "no such file; a schema itself begins with {"
 NO_SCHEMA = "--schema: expected a JSON Schema, with 'type', 'properties' or the like; found"
 
 
