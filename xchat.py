@@ -2654,16 +2654,17 @@ def remove_temporary() -> None:
 def new_file(path: str, *, mode: int) -> io.FileIO:
     """Make a file to replace that of the path; raise OSError if it cannot be like it."""
     name = os.path.join(os.path.dirname(path), f".xchat-{os.urandom(8).hex()}")
+    is_old = os.path.isfile(path) and not os.path.islink(path)
+    mode = 0o600 if is_old else mode  # nobody may open it before it is alike
     temporary.append(name)
-    if not os.path.isfile(path) or os.path.islink(path):
-        return io.FileIO(name, "x", opener=functools.partial(os.open, mode=mode))
-    file = io.FileIO(name, "x", opener=functools.partial(os.open, mode=0o600))
-    old = os.stat(path)
-    with contextlib.suppress(OSError):
-        os.fchown(file.fileno(), old.st_uid, old.st_gid)
-        os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
-    if old.st_nlink > 1 or likeness(file.fileno()) != likeness(path):
-        raise OSError(None, "cannot be replaced by a file like it")
+    file = io.FileIO(name, "x", opener=functools.partial(os.open, mode=mode))
+    if is_old:
+        old = os.stat(path)
+        with contextlib.suppress(OSError):
+            os.fchown(file.fileno(), old.st_uid, old.st_gid)
+            os.fchmod(file.fileno(), stat.S_IMODE(old.st_mode))
+        if old.st_nlink > 1 or likeness(file.fileno()) != likeness(path):
+            raise OSError(None, "cannot be replaced by a file like it")
     return file
 
 
@@ -2817,6 +2818,9 @@ def add_messages(text: str, turn: list[JSON], *, path: str) -> str:
     raise BadReply("the result could not be read back")
 
 
+HEADING = r"^(?:messages|history):.*\n(?:[ \t]*(?:#.*)?\r?\n)*"  # of the list of messages
+
+
 def ways_to_add(text: str, old: Conversation, turn: list[JSON]) -> Iterator[str]:
     """Yield the text with more messages at its end, then the value written anew."""
     end = "" if text.endswith("\n") else "\n"
@@ -2824,11 +2828,7 @@ def ways_to_add(text: str, old: Conversation, turn: list[JSON]) -> Iterator[str]
     if old.is_json:
         yield text + end + json_lines(turn)
     else:
-        heading = (
-            r"^(?:messages|history):.*\n(?:[ \t]*(?:#.*)?\r?\n)*"
-            if isinstance(value, dict)
-            else r"^"
-        )
+        heading = HEADING if isinstance(value, dict) else "^"
         first = re.search(heading + r"( *)- ", text, re.MULTILINE)
         if first:
             yield f"{text}{end}{first[1]}{to_yaml(short(turn), first[1])}\n"
@@ -2866,30 +2866,24 @@ def to_yaml(value: Any, indent: str = "") -> str:
     return f"\n{indent}".join(lines)
 
 
-# what the only line of a text must not hold to be plain in YAML, and what no block of text can hold
-NOT_PLAIN = r"\A[\s!-/:-@\[-`{-~]|\t|: | #|[\s:]\Z"
+# what no block of text can hold in YAML, and what text of one line must not hold to be plain
 NOT_IN_YAML = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]"
+NOT_PLAIN = rf"\A[\s!-/:-@\[-`{{-~]|[\t\n]|: | #|[\s:]\Z|{NOT_IN_YAML}"
 
 
 def text_to_yaml(text: str, indent: str = "") -> str:
-    """Return text plain, as a block with this indent, or quoted if it would not be read so."""
-    is_block = "\n" in text and text.strip() and indent
-    if re.search(NOT_IN_YAML, text) or not (is_block or is_plain(text)):
-        quoted = json.dumps(text, ensure_ascii=False)
-        return re.sub(NOT_IN_YAML, lambda match: f"\\u{ord(match[0]):04x}", quoted)
-    if not is_block:
-        return text
-    begin = "2" if text[0].isspace() else ""
-    end = "+" if text.endswith("\n\n") else "" if text.endswith("\n") else "-"
-    return f"|{begin}{end}\n" + re.sub("(?m)^(?=.)", indent, text.removesuffix("\n"))
-
-
-def is_plain(text: str) -> bool:
+    """Return text as a block with this indent, plain, or quoted if it would not be read so."""
     import yaml
 
-    is_safe = "\n" not in text and not re.search(NOT_PLAIN, text)
-    tag = is_safe and yaml_scalars()[0].resolve(yaml.ScalarNode, text, (True, False))
-    return tag == "tag:yaml.org,2002:str"
+    if "\n" in text and text.strip() and indent and not re.search(NOT_IN_YAML, text):
+        begin = "2" if text[0].isspace() else ""
+        end = "+" if text.endswith("\n\n") else "" if text.endswith("\n") else "-"
+        return f"|{begin}{end}\n" + re.sub("(?m)^(?=.)", indent, text.removesuffix("\n"))
+    tag = yaml_scalars()[0].resolve(yaml.ScalarNode, text, (True, False))
+    if tag.endswith(":str") and not re.search(NOT_PLAIN, text):
+        return text
+    quoted = json.dumps(text, ensure_ascii=False)
+    return re.sub(NOT_IN_YAML, lambda match: f"\\u{ord(match[0]):04x}", quoted)
 
 
 # Command -------------------------------------------------------------------------------------
