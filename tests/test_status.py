@@ -438,7 +438,7 @@ def test_a_long_message_is_cut(api: Api, run: Run) -> None:
             None,
             ["-f", "nowhere"],
             b"",
-            "nowhere: No such file or directory\n",
+            "-f nowhere: No such file or directory\n",
             2,
         ),
         "a wrong value": (
