@@ -9,12 +9,14 @@ import pty
 import signal
 import socket
 import subprocess
+import time
+import tracemalloc
 import zlib
 from typing import Any
 
 import pytest
-from conftest import Result, Run, cases, judged, limit, needs_file, needs_limit, said
-from server import RESET, Api, chunk, completion, event, reply
+from conftest import File, Result, Run, cases, judged, limit, needs_file, needs_limit, said
+from server import HANG, RESET, STREAM_HEAD, Api, chunk, completion, event, reply
 
 
 def changed(path: str, value: Any) -> Any:
@@ -279,6 +281,45 @@ def test_what_is_no_text_ends_in_status_1(api: Api, run: Run, name: str) -> None
     assert run("Hi") == Result(b"", said(api, why), 1)
 
 
+FAILURES: dict[str, tuple[list[Any], list[str], int]] = {
+    # what the server does; the options; the status
+    "cut off at the token limit": (reply(completion("Hel", finish_reason="length")), [], 1),
+    "cut off by a tool call": (reply(completion("Hel", finish_reason="tool_calls")), [], 1),
+    "empty": (reply(completion("")), [], 1),
+    "no completion": (reply(b"OK"), [], 1),
+    "not JSON": (reply(completion("Hello")), ["--schema", "{}"], 1),
+    "an empty block": (reply(completion("```\n\n```")), ["-x"], 1),
+    "cut short": ([STREAM_HEAD + event(chunk("Hel"))], ["--stream"], 1),
+    "reset": ([STREAM_HEAD + event(chunk("Hel")), RESET], ["--stream"], 1),
+    "broken": ([STREAM_HEAD + event(chunk("Hel")) + event(b"{")], ["--stream"], 1),
+    "an error beside choices": (reply({**completion("Hel"), "error": "died"}), [], 5),
+    "an error in the stream": (
+        [STREAM_HEAD + event(chunk("Hel")) + event({"detail": "died"}) + event(b"[DONE]")],
+        ["--stream"],
+        5,
+    ),
+    "no model": (reply({"error": "unknown model"}), [], 4),
+    "refused": (reply({"error": "no"}, "400 Bad"), [], 4),
+    "overloaded": (reply({"error": "no"}, "503 Busy"), [], 5),
+    "too late": ([STREAM_HEAD + event(chunk("Hel")), HANG], ["--timeout", "2"], 3),
+    "no answer": ([], [], 3),
+}
+
+
+@cases(("steps", "args", "status"), FAILURES)
+def test_a_failure_leaves_both_files_as_they_were(
+    api: Api, run: Run, file: File, steps: list[Any], args: list[str], status: int
+) -> None:
+    talk = "- user: Hi\n- assistant: Hello\n"
+    name, report = file(talk), file("yesterday's", "report")
+    api.will(steps)
+    result = run("-af", name, "-o", report, *args, "And?")
+    assert (result.status, result.err.count("\n")) == (status, 1)
+    assert sorted(path.name for path in run.home.iterdir()) == [name, report]
+    assert (run.home / name).read_text() == talk
+    assert (run.home / report).read_text() == "yesterday's"
+
+
 @cases(
     "steps",
     {
@@ -348,6 +389,36 @@ def test_a_reply_of_more_than_64_mib_is_not_held(api: Api, run: Run) -> None:
     api.will([b"HTTP/1.1 200 OK\r\n\r\n", *[block] * 66])
     result = run("Hi")
     assert result == Result(b"", f"xchat: {api.host}: the reply is larger than 64 MiB\n", 1)
+
+
+BLOCK = 1 << 16
+NO_EVENTS = {
+    "comments": b":\n",
+    "known fields": b"id:\n",
+    "unknown fields": b"x\n",
+    "blank lines": b"\n",
+    "lines of one event": b"data:\n",
+    "a comment without an end": b":",
+}
+
+
+@cases("unit", NO_EVENTS)
+def test_what_is_no_event_yet_is_not_held_as_lines(unit: bytes) -> None:
+    block = unit * (BLOCK // len(unit))
+    end = b"\n\n" + event(chunk("Hello", finish_reason="stop"))
+    tracemalloc.start()
+    assert judged(*[block] * 8, end) == ("Hello", "", 0)
+    _size, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 6 << 20  # of 512 KiB; a line would cost 40 bytes at least
+
+
+def test_16_mib_of_escapes_cost_little_time() -> None:
+    text = '\\"\u202e\ud83d<' * (1 << 19)
+    start = time.process_time()
+    whole = (text.replace("\ud83d", "\ufffd"), "", 0)
+    assert judged(json.dumps(completion(text)).encode()) == whole
+    assert time.process_time() - start < 10
 
 
 @needs_limit
