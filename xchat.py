@@ -84,7 +84,6 @@ EVENT_LIMIT = 1_000_000  # of YAML: four a message, so more than any model can r
 ATTEMPT_DELAY = 0.25  # seconds that an address may be silent until the next is tried
 IDLE_LIMIT = 4  # seconds an early connection may wait; some servers close it after 5
 ITEMS_AHEAD = 64  # blocks that are read before they are wanted
-KEEPALIVE = (60, 30)  # seconds of silence before the first probe, and between probes
 BACKOFF_LIMIT = 30  # seconds between two attempts, if the server names no time
 RETRY_AFTER_LIMIT = 120  # seconds; a server that asks for a longer wait is not asked again
 REPEATABLE = (429, 500, 503, 529)  # statuses; a gateway's may hide a reply that was paid for
@@ -1372,18 +1371,19 @@ def request_headers(server: Server, *, is_stream: bool, length: int) -> dict[str
 def take_connection(early: Background | None, server: Server, deadline: Deadline) -> HTTPConnection:
     """Return the connection that was begun early if it is of use by now, or else a new one."""
     limit = min(CONNECT_TIMEOUT, deadline.seconds_left())
+    end = time.monotonic() + limit
     try:
-        connection = take_early(early, deadline, at_most=limit) if early else None
-        return connection or Background(connect(server)).take(deadline, at_most=limit)
+        connection = take_early(early, deadline, end) if early else None
+        return connection or Background(connect(server)).take(deadline, end)
     except queue.Empty:
         raise no_connection(TimeoutError(), server, limit=limit) from None
 
 
-def take_early(early: Background, deadline: Deadline, *, at_most: float) -> HTTPConnection | None:
+def take_early(early: Background, deadline: Deadline, end: float) -> HTTPConnection | None:
     """Return the early connection if it is of use; a failure is one if it would come again."""
     try:
         if early.age() < IDLE_LIMIT:
-            connection: HTTPConnection = early.take(deadline, at_most=at_most)
+            connection: HTTPConnection = early.take(deadline, end)
             if is_idle(connection.sock):
                 return connection
         log.debug("* the early connection is not used")
@@ -1397,14 +1397,10 @@ def take_response(answer: Background, server: Server, deadline: Deadline) -> HTT
     """Return the response to the request, as soon as its headers are there."""
     try:
         response: HTTPResponse = answer.take(deadline)
+        return response
     except queue.Empty:
         way = f" through the proxy {server.proxy.host}" if server.proxy else ""
         raise deadline.late(f"no answer{way}") from None
-    log.debug("* the response begins")
-    log.debug(f"< HTTP/{response.version / 10} {response.status} {response.reason}")
-    for name, value in response.headers.items():
-        log.debug(f"< {name}: {value}")
-    return response
 
 
 def read_blocks(answer: Background, reply: Reply, deadline: Deadline) -> Iterator[bytes]:
@@ -1510,12 +1506,11 @@ class Background:
         """Return the seconds since it began."""
         return time.monotonic() - self.start
 
-    def take(self, deadline: Deadline, *, at_most: float = math.inf) -> Any:
+    def take(self, deadline: Deadline, end: float = math.inf) -> Any:
         """Return the next item, None after the last one; queue.Empty if the time is over first."""
-        end = min(deadline.end, time.monotonic() + at_most)
         while True:
             deadline.tick()
-            left = end - time.monotonic()
+            left = min(deadline.end, end) - time.monotonic()
             try:
                 item = self.items.get(timeout=min(max(left, 0), 1))
                 break
@@ -1602,9 +1597,9 @@ def open_socket(host: str, port: int) -> socket.socket:
     import socket
 
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    families = {item[0]: [other for other in found if other[0] == item[0]] for item in found}
-    turns = itertools.zip_longest(*families.values())
-    addresses = [item for turn in turns for item in turn if item]
+    families = [item[0] for item in found]
+    turns = sorted(range(len(found)), key=lambda n: families[:n].count(families[n]))
+    addresses = [found[n] for n in turns]
     error: OSError = TimeoutError()
     end = time.monotonic() + CONNECT_TIMEOUT
     pending: list[socket.socket] = []
@@ -1682,6 +1677,10 @@ def exchange(
         response = connection.getresponse()
     except wire_errors() as error:
         raise no_answer(error, server) from None
+    log.debug("* the response begins")
+    log.debug(f"< HTTP/{response.version / 10} {response.status} {response.reason}")
+    for name, value in response.headers.items():
+        log.debug(f"< {name}: {value}")
     yield response
     try:
         yield from blocks_of(response)
@@ -1704,21 +1703,18 @@ def blocks_of(response: HTTPResponse) -> Iterator[bytes]:
         raise BadReply("the reply is cut short: its compressed data is not complete")
 
 
+# seconds of silence before the first probe, under either of its names, and between probes
+TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 30}
+
+
 def socket_options() -> list[tuple[int, int, int]]:
     """Return TCP's options: no delay, and keep-alive, as middleboxes forget silent connections."""
     import socket
 
-    idle, interval = KEEPALIVE
-    seconds = {"TCP_KEEPIDLE": idle, "TCP_KEEPALIVE": idle, "TCP_KEEPINTVL": interval}
-    return [
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        *[
-            (socket.IPPROTO_TCP, getattr(socket, name), value)
-            for name, value in seconds.items()
-            if hasattr(socket, name)
-        ],
-    ]
+    level = socket.IPPROTO_TCP
+    known = {getattr(socket, name, None): value for name, value in TCP_OPTIONS.items()}
+    options = [(level, name, value) for name, value in known.items() if name is not None]
+    return [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), *options]
 
 
 def is_idle(sock: Any) -> bool:
@@ -2049,24 +2045,18 @@ def no_connection(
     message = explain(error)
     if isinstance(root, TimeoutError) and not root.errno:
         message = f"no {'secure ' * server.is_secure}connection within {limit:.2g} s"
-    is_certificate = isinstance(root, ssl.SSLCertVerificationError)
-    if is_certificate:
+    if isinstance(root, ssl.SSLCertVerificationError):
         message += f" (trusted: {server.trust})"
-    # of TLS, only a connection that ended may well stand the next time
-    is_lasting = isinstance(root, ssl.SSLError) and not isinstance(root, ssl.SSLEOFError)
-    if server.proxy and message.startswith(NO_HOST) and is_negotiated(chain):
+    is_lasting = isinstance(root, ssl.SSLError) and message != CLOSED
+    is_reached = any(type(cause).__name__ == "GeneralProxyError" for cause in chain)  # by PySocks
+    if server.proxy and is_reached and message.startswith(NO_HOST):
         message += "; with socks5h:// the proxy looks it up"
-    elif server.proxy and is_certificate and beyond_proxy:
+    elif server.proxy and is_lasting and (beyond_proxy or server.proxy.is_socks):
         message = f"through the proxy {server.proxy.host}: {message}"
     elif server.proxy:
         message = f"the proxy {server.proxy.host} failed: {message}"
         is_lasting = is_lasting or is_refused_by_proxy(root)
     return NoAnswer(message, repeat_after=None if is_lasting else 0)
-
-
-def is_negotiated(chain: list[BaseException]) -> bool:
-    """Say whether PySocks had reached the proxy."""
-    return any(type(error).__name__ == "GeneralProxyError" for error in chain)
 
 
 def is_refused_by_proxy(root: BaseException) -> bool:
@@ -2103,18 +2093,19 @@ def causes_of(error: BaseException | None) -> Iterator[BaseException]:
 
 
 NO_HOST = "cannot find the host"
+CLOSED = "closed the connection without an answer"
 
-# what OpenSSL's reason contains; some are alerts of the peer (RFC 8446, 6.2)
+# what OpenSSL's words contain; some are alerts of the peer (RFC 8446, 6.2)
 TLS_FAULTS = {
-    "WRONG_VERSION_NUMBER|HTTP_REQUEST|HTTPS_PROXY_REQUEST|RECORD_LAYER_FAILURE|PACKET_LENGTH":
+    "wrong version number|https? (proxy )?request|record layer failure|packet length":
         "does not speak https; perhaps its URL begins with http://",
-    "CERTIFICATE_REQUIRED": "wants a client certificate; XCHAT_CLIENT_CERT names one",
-    "HANDSHAKE_FAILURE": "refuses the secure connection: it wants a client certificate"
+    "certificate required": "wants a client certificate; XCHAT_CLIENT_CERT names one",
+    "handshake failure": "refuses the secure connection: it wants a client certificate"
         " (XCHAT_CLIENT_CERT names one), or no cipher in common",
-    "UNRECOGNIZED_NAME": "does not serve this host name",
-    "PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL": "speaks TLS older than 1.2 only",
-    "APPLICATION_PROTOCOL": "speaks only HTTP/2, which xchat does not",
-    "ALERT_(BAD|UNSUPPORTED|UNKNOWN|NO)_C|CERTIFICATE_(EXPIRED|REVOKED|UNKNOWN)|ACCESS_DENIED":
+    "unrecognized name": "does not serve this host name",
+    "protocol version|unsupported protocol": "speaks TLS older than 1.2 only",
+    "application protocol": "speaks only HTTP/2, which xchat does not",
+    "^(bad|unsupported|unknown|no) c|certificate (expired|revoked|unknown)|access denied":
         "refuses the client certificate",
 }  # fmt: skip
 
@@ -2134,14 +2125,13 @@ def explain(error: Exception) -> str:
         return f"{NO_HOST}: {root.strerror}"
     if isinstance(root, ssl.SSLCertVerificationError):
         return f"cannot trust its certificate: {root.verify_message}"
-    is_closed = isinstance(root, (ssl.SSLEOFError, http.client.RemoteDisconnected))
-    if is_closed or (isinstance(root, OSError) and root.errno == errno.ENOTCONN):
-        return "closed the connection without an answer"
+    ends = (ssl.SSLEOFError, ssl.SSLZeroReturnError, http.client.RemoteDisconnected)
+    if isinstance(root, ends) or (isinstance(root, OSError) and root.errno == errno.ENOTCONN):
+        return CLOSED
     if isinstance(root, ssl.SSLError):
-        reason = root.reason or str(root)
+        reason = re.sub(r"^\[.*?\] (\S+ alert )?| \(_ssl.*", "", str(root))
         known = (words for part, words in TLS_FAULTS.items() if re.search(part, reason))
-        failed = f"the secure connection failed: {reason.replace('_', ' ').lower()}"
-        return next(known, failed)
+        return next(known, f"the secure connection failed: {reason}")
     if isinstance(root, http.client.BadStatusLine):
         return explain_no_http(str(root))
     if isinstance(root, (http.client.IncompleteRead, ProtocolError)):
@@ -2154,10 +2144,9 @@ def explain(error: Exception) -> str:
 
 def explain_no_http(line: str) -> str:
     """Return what a first line tells that is none of HTTP/1."""
-    line = line.strip("'")
-    if line.startswith(("\x15\x03", r"\x15\x03")):  # a record of TLS, with an alert
+    if line.startswith("\x15\x03"):  # a record of TLS, with an alert
         return "speaks https; its URL begins with https://"
-    if line.startswith(("\0\0", r"\x00\x00")):  # the settings, RFC 9113, 3.4
+    if line.startswith("\0\0"):  # the settings, RFC 9113, 3.4
         return "speaks only HTTP/2, which xchat does not"
     is_text = re.fullmatch(r"[ -~]{1,80}\s*", line)
     return f"does not speak HTTP{f': {line}' if is_text else ''}"
