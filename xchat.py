@@ -274,6 +274,8 @@ def read_server() -> Server:
         if headers:
             log.warning("XCHAT_HEADERS: plain http shows the headers to the network")
     import_requests()
+    if log.isEnabledFor(logging.DEBUG):
+        sys.addaudithook(tell_sockets)
     url = f"{base_url}/chat/completions"
     proxy = None if on_loopback(host) else read_proxy(url)
     log.debug(f"* proxy: {proxy.host if proxy else 'none'}")
@@ -1377,6 +1379,11 @@ def take_connection(early: Background | None, server: Server, deadline: Deadline
         return connection or Background(connect(server)).take(deadline, end)
     except queue.Empty:
         raise no_connection(TimeoutError(), server, limit=limit) from None
+
+
+def connect_early(server: Server) -> Background | None:
+    """Begin to connect while the prompt is read, where that takes more than one round trip."""
+    return Background(connect(server, is_early=True)) if server.is_secure else None
 
 
 def take_early(early: Background, deadline: Deadline, end: float) -> HTTPConnection | None:
@@ -2742,6 +2749,12 @@ def locked(path: str, deadline: Deadline) -> Iterator[bytearray]:
         time.sleep(0.02)
 
 
+def check_lock(path: str, deadline: Deadline, *, name: str) -> None:
+    """Wait until nobody else has the lock, before a reply is paid for."""
+    with at(name), locked(path, deadline):
+        pass
+
+
 def lock_place(path: str) -> str:
     if not os.path.lexists(path):
         return os.path.dirname(path)
@@ -3077,12 +3090,8 @@ def xchat(
     """
     # check
     log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
-    if verbose:
-        sys.addaudithook(tell_sockets)
-    reads = {
-        "-f": files, "-S": system_files, "-i": images, "--schema": [schema],
-        "-p": map(file_in, params),
-    }  # fmt: skip
+    reads = {"-f": files, "-S": system_files, "-i": images, "--schema": [schema]}
+    reads |= {"-p": map(file_in, params)}
     inputs = [(option, path) for option, paths in reads.items() for path in paths if path]
     check_stdin(words, inputs, no_stdin=no_stdin)
     check_files(inputs, output=output, append=append)
@@ -3092,11 +3101,11 @@ def xchat(
     server = None if dry_run else read_server()
     target = find_target(output or "-")
     conversation = find_file(files[0], mode=0o600) if append and server else ""
-    is_early = server is not None and server.is_secure and not no_stdin and may_wait(words)
-    early = Background(connect(server, is_early=True)) if server and is_early else None
+    early = connect_early(server) if server and not no_stdin and may_wait(words) else None
 
     # read
     rules = [*systems, *map(read_rules, system_files)]
+    first = [{"role": "system", "content": text} for text in rules]
     old_files = [path for path in files if not (append and is_new(path))]
     fields, history = read_conversations(old_files)
     options = request_fields(
@@ -3113,7 +3122,6 @@ def xchat(
     )  # fmt: skip
 
     # build
-    first = [{"role": "system", "content": text} for text in rules]
     turn = prompt_messages(prompt, urls)
     body = build_body(first + history + turn, fields=fields, options=options)
     is_held = bool(output) or extract or raw
@@ -3125,8 +3133,7 @@ def xchat(
     # ask
     deadline = Deadline(timeout)
     if append:
-        with at(files[0]), locked(conversation, deadline):  # so that this fails before it is paid
-            pass
+        check_lock(conversation, deadline, name=files[0])
     reply = Reply(server.host, keep_body=raw)
     texts = ask(server, early, body, reply, deadline=deadline, retries=retries)
     failure = receive(texts, is_live=is_live)
