@@ -657,6 +657,10 @@ def may_wait(words: Sequence[str]) -> bool:
     return stat.S_ISFIFO(os.fstat(0).st_mode) or (not words and os.isatty(0))
 
 
+def system_messages(texts: Iterable[str]) -> list[JSON]:
+    return [{"role": "system", "content": text} for text in texts]
+
+
 def prompt_messages(text: str, urls: Sequence[str]) -> list[JSON]:
     """Return the user message that the prompt is, with images; none for an empty one."""
     if not urls:
@@ -2960,6 +2964,11 @@ def not_empty(_ctx: Any, _param: Any, value: Any) -> Any:
     return value
 
 
+def files_read(options: dict[str, Sequence[str | None]]) -> list[tuple[str, str]]:
+    """Return what the options name, a file each, after its option."""
+    return [(option, path) for option, paths in options.items() for path in paths if path]
+
+
 def check_stdin(words: Sequence[str], inputs: Sequence[tuple[str, str]], *, no_stdin: bool) -> None:
     """Refuse a second use of standard input, or one beside -n."""
     uses = sum(path == "-" for _option, path in inputs)
@@ -3090,9 +3099,10 @@ def xchat(
     """
     # check
     log.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
-    reads = {"-f": files, "-S": system_files, "-i": images, "--schema": [schema]}
-    reads |= {"-p": map(file_in, params)}
-    inputs = [(option, path) for option, paths in reads.items() for path in paths if path]
+    inputs = files_read(
+        {"-f": files, "-S": system_files, "-i": images, "--schema": [schema],
+         "-p": [*map(file_in, params)]}
+    )  # fmt: skip
     check_stdin(words, inputs, no_stdin=no_stdin)
     check_files(inputs, output=output, append=append)
     if raw and (stream or extract):
@@ -3104,8 +3114,7 @@ def xchat(
     early = connect_early(server) if server and not no_stdin and may_wait(words) else None
 
     # read
-    rules = [*systems, *map(read_rules, system_files)]
-    first = [{"role": "system", "content": text} for text in rules]
+    first = system_messages([*systems, *map(read_rules, system_files)])
     old_files = [path for path in files if not (append and is_new(path))]
     fields, history = read_conversations(old_files)
     options = request_fields(
@@ -3124,8 +3133,7 @@ def xchat(
     # build
     turn = prompt_messages(prompt, urls)
     body = build_body(first + history + turn, fields=fields, options=options)
-    is_held = bool(output) or extract or raw
-    is_live = choose_stream(body, stream, is_held=is_held, usage=usage)
+    is_live = choose_stream(body, stream, is_held=bool(output or extract or raw), usage=usage)
     if server is None:
         write_to(target, encode_body(body) + b"\n", name=output)
         return
