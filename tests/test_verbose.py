@@ -213,7 +213,7 @@ def test_the_store_is_shown_when_the_certificate_cannot_be_trusted(run: Run, bun
 
 
 def test_each_attempt_is_shown(api: Api, run: Run) -> None:
-    api.will(reply(b"no", "503 Busy", Retry_After="0.01"), reply(completion()))
+    api.will(reply({"error": "no"}, "503 Busy", Retry_After="0.01"), reply(completion()))
     result = run("-v", "--retries", "1", "Hi")
     assert (result.out, result.status) == (b"Hello\n", 0)
     lines = lines_of(result)
