@@ -1844,12 +1844,10 @@ def found_instead(reply: Reply) -> str:
     """Return what a reply without text is, as far as it is known."""
     if reply.has_tool_calls:
         return "a tool call, not text"
-    if reply.refusals:
-        return f"empty: {''.join(reply.refusals)}"
-    if reply.is_thinking:
-        may_help = "-p reasoning_effort=low or a larger --max-tokens may help"
-        return f"empty: the model only reasoned; {may_help}"
-    return ""
+    may_help = "-p reasoning_effort=low or a larger --max-tokens may help"
+    thinking = f"the model only reasoned; {may_help}" if reply.is_thinking else ""
+    said = "".join(reply.refusals) or thinking
+    return said and f"empty: {said}"
 
 
 def is_json(text: str) -> bool:
@@ -1954,8 +1952,8 @@ def add_event(reply: Reply, data: bytes) -> str:
         reply.cut = BadReply(f"the reply is cut short: broken JSON: {excerpt(data)}")
     elif value is None and re.match(r"\W{,9}error\b", text, re.IGNORECASE):
         value = {"error": text}
-    value = value[0] if isinstance(value, list) and value else value
-    value = value if isinstance(value, dict) else {}  # else it is a heartbeat, say
+    value = value[0] if isinstance(value, list) and value else value  # as Gemini has errors
+    value = value if isinstance(value, dict) else {}  # a heartbeat, say
     choice = first_choice(value)
     if is_error(value) and reply.finish_reason.lower() not in NATURAL_ENDS:
         reply.error = error_in_reply({"error": choice.get("error"), **value}, text)
@@ -2032,7 +2030,7 @@ def without_surrogates(text: str) -> str:
 #   what ended the attempt                     again?
 #   connecting: nothing was sent               yes, unless it will fail again: no_connection()
 #   no response, or a part of one              no: no_answer(), exchange(), Deadline.late()
-#   a status of REPEATABLE                     yes, unless there is no credit: refusal()
+#   429; 500, 503 or 529 with a JSON body      yes, unless there is no credit: refusal()
 #   another status, or an error in a reply     no: refusal(), error_in_reply()
 
 
@@ -2218,10 +2216,9 @@ def advice(known: str, *, status: int, has_key: bool = True, is_stream: bool = F
         return "; XCHAT_BASE_URL usually ends in /v1"
     if status == 401 and not has_key:
         return "; no key was sent"
-    if is_stream and status in (400, 403, 422, 501) and "stream_options" in known:
-        return "; it is not sent without -u"
     if is_stream and status in (400, 403, 422, 501) and says(r"\bstream", known):
-        return "; --no-stream asks for the whole reply at once"
+        way = "--no-stream asks for the whole reply at once"
+        return "; it is not sent without -u" if "stream_options" in known else f"; {way}"
     return ""
 
 
@@ -2249,16 +2246,16 @@ def is_error(value: JSON) -> bool:
     if value.get("success") is False:
         return True
     is_fine = value.get("type") == "ping" or value.get("code") in (0, 200)
-    keys = ("message", "msg", "detail", "errors", "error_message", "error_msg", "errormessage")
-    return not is_fine and any(key.lower() in keys and bool(words_in(value[key])) for key in value)
+    keys = ("message", "msg", "detail", "errors", "error_message", "error_msg", "errorMessage")
+    return not is_fine and any(words_in(value.get(key)) for key in keys)
 
 
 def error_in_reply(value: JSON, text: str) -> Failure:
     """Return the failure that an error with status 200 means; text is what came."""
     said = words_in(value) or text
     known = with_codes(said, value)
-    lasting = "|".join((NO_CREDIT, NO_MODEL, NO_ENDPOINT, REFUSAL))
-    kind = Refused if says(lasting, known) else Unavailable
+    lasting = (NO_CREDIT, NO_MODEL, NO_ENDPOINT, REFUSAL)
+    kind = Refused if says("|".join(lasting), known) else Unavailable
     return kind(f"error in the reply: {said}{advice(known, status=200)}")
 
 

@@ -63,7 +63,11 @@ def test_with_a_schema_the_reply_must_be_json(
         "nesting without an end": ("[" * 100_000, "not JSON"),
         "quotes of Python": ("'a'", "not JSON"),
         "blank": (" ", "not JSON"),
-        "empty": ("", "empty: finish reason 'stop'"),
+        "empty": (
+            "",
+            "empty: the model only reasoned; -p reasoning_effort=low or a larger --max-tokens"
+            " may help",
+        ),
     },
 )
 def test_a_reply_that_is_not_the_json_that_was_asked_for(
