@@ -288,9 +288,8 @@ def import_requests() -> None:
     """Import requests before standard input is read: a slow producer pays for it."""
     # requests can do without what guesses character sets: 10 % of all instructions
     sys.modules.update(dict.fromkeys(["chardet", "charset_normalizer"]))  # type: ignore[arg-type]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that they are missing
-        import requests  # noqa: F401
+    warnings.simplefilter("ignore")  # of that, and of what else only a programmer understands
+    import requests  # noqa: F401
 
 
 def parse_base_url(url: str) -> SplitResult:
@@ -2148,7 +2147,7 @@ def explain(error: Exception) -> str:
     if isinstance(root, zlib.error):
         return "the compressed data is damaged"
     words = (isinstance(root, OSError) and root.strerror) or str(root) or type(root).__name__
-    return re.sub("^0x[0-9a-f]+: ", "", words)
+    return re.sub("^(0x[0-9a-f]+|Tunnel connection failed): ", "", words)
 
 
 def explain_no_http(line: str) -> str:

@@ -76,7 +76,9 @@ class Socks(Proxy):
                 connection.sendall(bytes([1, 0 if ok else 1]))
                 if not ok:
                     return
-            kind = file.read(4)[3]
+            if len(request := file.read(4)) < 4:
+                return
+            kind = request[3]
             if kind == 3:
                 host = file.read(file.read(1)[0]).decode()
             else:

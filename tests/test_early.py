@@ -15,8 +15,8 @@ from typing import Any
 import certifi
 import pytest
 import trustme
-from conftest import HELLO, Result, Run
-from network import tls_for
+from conftest import HELLO, KEY, Result, Run, cases
+from network import ESTABLISHED, HOST, SOCKS_OK, URL, Proxy, Socks, tls_for, tunnel
 from server import RESET, Api, Step, completion, perform, reply, reset
 
 NOTHING = "bad request line: ''"  # what a server thinks of a connection on which nothing is sent
@@ -62,7 +62,7 @@ class Early(Api):
 
 @pytest.fixture
 def early(run: Run, authority: trustme.CA, bundle: str) -> Iterator[Early]:
-    server = Early(tls_for(authority, "127.0.0.1"))
+    server = Early(tls_for(authority, "127.0.0.1", HOST))
     run.env |= {"XCHAT_BASE_URL": server.url, "SSL_CERT_FILE": bundle}
     with contextlib.closing(server):
         yield server
@@ -207,6 +207,77 @@ def test_a_run_that_will_not_ask_does_not_connect(
 ) -> None:
     assert run(*args, stdin=b"Hi").status == status
     assert early.connections == 0
+
+
+def ask_through(proxy: Proxy, run: Run, early: Early, scheme: str = "http") -> None:
+    """Have the server asked through a proxy, which alone can find it."""
+    early.host = HOST
+    early.key = KEY
+    proxy_url = f"{scheme}://joe:hunter2@{proxy.host}"
+    run.env |= {"XCHAT_BASE_URL": URL, "XAI_API_KEY": KEY, "ALL_PROXY": proxy_url}
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_proxy_is_asked_to_connect_before_the_prompt(
+    early: Early, run: Run, authority: trustme.CA, scheme: str
+) -> None:
+    early.will(reply(completion()))
+    tls = tls_for(authority, "127.0.0.1") if scheme == "https" else None
+    with Proxy(ESTABLISHED, tunnel(early.port), tls=tls) as proxy:
+        ask_through(proxy, run, early, scheme)
+        process = start(run)
+        early.wait_for_client()
+        assert len(proxy.asked) == 1
+        assert finish(process) == HELLO
+    assert (len(proxy.asked), early.connections, early.problems) == (1, 1, [])
+
+
+def test_a_socks_proxy_is_asked_before_the_prompt(early: Early, run: Run) -> None:
+    pytest.importorskip("socks", reason="PySocks is not installed")
+    early.will(reply(completion()))
+    with Socks(SOCKS_OK, tunnel(early.port)) as proxy:
+        proxy.password = ("joe", "hunter2")
+        ask_through(proxy, run, early, "socks5h")
+        process = start(run)
+        early.wait_for_client()
+        assert finish(process) == HELLO
+    assert (len(proxy.asked), early.connections, early.problems) == (1, 1, [])
+
+
+@cases(
+    ("answer", "message"),
+    {
+        "it refuses": (b"HTTP/1.1 403 No\r\n\r\n", "403 No"),
+        "it is overloaded": (b"HTTP/1.1 503 No\r\n\r\n", "503 No"),
+        "it hangs up": (b"", "closed the connection without an answer"),
+    },
+)
+def test_a_proxy_that_fails_early_is_told_when_the_prompt_is_there(
+    early: Early, run: Run, answer: bytes, message: str
+) -> None:
+    with Proxy(answer) as proxy:
+        ask_through(proxy, run, early)
+        process = start(run, "-v")
+        wait_for_failure(process)
+        assert process.poll() is None
+        result = finish(process)
+    assert (result.out, result.status) == (b"", 3)
+    assert result.err.splitlines()[-1] == f"xchat: {HOST}: the proxy {proxy.host} failed: {message}"
+    assert result.err.count("xchat: ") == 1
+    assert early.requests == []
+
+
+def test_a_proxy_that_fails_early_is_no_error_where_nothing_is_asked(
+    early: Early, run: Run
+) -> None:
+    with Proxy(b"HTTP/1.1 403 No\r\n\r\n") as proxy:
+        ask_through(proxy, run, early)
+        process = start(run)
+        while not proxy.asked:
+            time.sleep(0.01)
+        result = finish(process, b"")
+    assert (result.out, result.status, result.err.count("\n")) == (b"", 2, 1)
+    assert "standard input was empty" in result.err
 
 
 def test_over_plain_http_there_is_nothing_to_gain(api: Api, run: Run) -> None:

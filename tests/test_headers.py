@@ -136,6 +136,19 @@ def test_no_file_and_no_argument_sets_a_header(api: Api, run: Run, file: File) -
     assert "x-evil" not in api.requests[0].headers
 
 
+def test_plain_http_shows_them_to_the_network_which_is_one_warning(run: Run) -> None:
+    with Proxy(*reply(completion()) * 2) as proxy:
+        env = {
+            "XCHAT_BASE_URL": "http://gateway.test/v1",
+            "HTTP_PROXY": f"http://{proxy.host}",
+            "XCHAT_HEADERS": f"CF-Id: {SECRET}\nX-Tag: a",
+        }
+        warning = "xchat: XCHAT_HEADERS: plain http shows the headers to the network\n"
+        assert run("Hi", env=env) == Result(b"Hello\n", warning, 0)
+        assert run("-q", "Hi", env=env) == HELLO
+    assert f"CF-Id: {SECRET}\r\n" in proxy.asked[0]
+
+
 def test_a_proxy_does_not_see_them(run: Run, authority: trustme.CA, bundle: str) -> None:
     api = api_behind_a_proxy(authority)
     api.will(reply(completion()))

@@ -192,6 +192,32 @@ def test_a_bad_certificate_of_the_proxy_itself(api: Api, run: Run, bundle: str) 
     assert (result.out, result.status, result.err.count("\n")) == (b"", 3, 1)
 
 
+@pytest.mark.parametrize("warnings", ["default", "error"])
+def test_a_bad_certificate_of_a_proxy_to_plain_http(
+    run: Run, authority: trustme.CA, bundle: str, warnings: str
+) -> None:
+    with Proxy(*reply(completion()), tls=tls_for(trustme.CA(), "127.0.0.1")) as proxy:
+        env = {"XCHAT_BASE_URL": PLAIN, "HTTP_PROXY": f"https://joe:hunter2@{proxy.host}"}
+        env |= {"SSL_CERT_FILE": bundle, "PYTHONWARNINGS": warnings}
+        result = run("--retries", "3", "Hi", env=env)
+    begin = f"xchat: {HOST}: the proxy {proxy.host} failed: cannot trust its certificate: "
+    assert result.err.startswith(begin)
+    assert result.err.endswith(f" (trusted: {bundle})\n")
+    assert (result.out, result.status, result.err.count("\n")) == (b"", 3, 1)
+    assert proxy.asked == []  # it has not seen the password
+
+
+@pytest.mark.parametrize("warnings", ["default", "error"])
+def test_a_proxy_by_tls_to_plain_http(
+    run: Run, authority: trustme.CA, bundle: str, warnings: str
+) -> None:
+    with Proxy(*reply(completion()), tls=tls_for(authority, "127.0.0.1")) as proxy:
+        env = {"XCHAT_BASE_URL": PLAIN, "HTTP_PROXY": f"https://joe:hunter2@{proxy.host}"}
+        env |= {"SSL_CERT_FILE": bundle, "PYTHONWARNINGS": warnings}
+        assert run("Hi", env=env) == HELLO
+    assert "\r\nProxy-Authorization: Basic am9lOmh1bnRlcjI=\r\n" in proxy.asked[0]
+
+
 FORM = (
     "expected SCHEME://[USER:PASSWORD@]HOST[:PORT]; SCHEME is one of http, https, socks5h, socks5,"
     " socks4a, socks4"
@@ -318,13 +344,53 @@ def test_a_socks_proxy_that_refuses_the_password_is_not_asked_again(
     assert (result.out, result.status, result.err.count("\n")) == (b"", 3, 1)
 
 
-@pytest.mark.parametrize("code", [1, 2, 4, 5])
-def test_a_socks_proxy_that_cannot_connect(api: Api, run: Run, pysocks: None, code: int) -> None:
+@cases(
+    ("code", "words", "attempts"),
+    {
+        "a failure": (1, "General SOCKS server failure", 2),
+        "not allowed": (2, "Connection not allowed by ruleset", 1),
+        "no network": (3, "Network unreachable", 2),
+        "no host": (4, "Host unreachable", 2),
+        "refused": (5, "Connection refused", 2),
+        "too far": (6, "TTL expired", 2),
+        "not understood": (7, "Command not supported, or protocol error", 1),
+        "no such kind of address": (8, "Address type not supported", 1),
+    },
+)
+def test_a_socks_proxy_that_cannot_connect_is_asked_again_unless_it_would_refuse_again(
+    api: Api, run: Run, pysocks: None, code: int, words: str, attempts: int
+) -> None:
     with Socks(bytes([5, code]) + SOCKS_OK[2:]) as proxy:
-        result = run("Hi", env={"ALL_PROXY": f"socks5h://user:secret@{proxy.host}"})
-    assert result.err.startswith(f"xchat: {HOST}: the proxy {proxy.host} failed: ")
-    assert "secret" not in result.err
-    assert (result.out, result.status, result.err.count("\n")) == (b"", 3, 1)
+        env = {"ALL_PROXY": f"socks5h://joe:secret@{proxy.host}"}
+        result = run("-q", "--retries", "1", "Hi", env=env)
+    message = f"xchat: {HOST}: the proxy {proxy.host} failed: {words}\n"
+    assert result == Result(b"", message, 3)
+    assert len(proxy.asked) == attempts
+
+
+def test_a_name_that_is_unknown_here_is_not_the_proxys_fault(
+    api: Api, run: Run, pysocks: None
+) -> None:
+    with Socks() as proxy:
+        result = run("Hi", env={"ALL_PROXY": f"socks5://{proxy.host}"})
+    begin, end = (
+        f"xchat: {HOST}: cannot find the host: ",
+        "; with socks5h:// the proxy looks it up\n",
+    )
+    assert result.err.startswith(begin)
+    assert result.err.endswith(end)
+    assert (result.out, result.status, result.err.count("\n"), proxy.asked) == (b"", 3, 1, [])
+
+
+def test_a_bad_certificate_seen_through_a_socks_proxy(run: Run, bundle: str, pysocks: None) -> None:
+    server = api_behind_a_proxy(trustme.CA())
+    with Socks(SOCKS_OK, tunnel_to(server.port)) as proxy:
+        env = {"ALL_PROXY": f"socks5h://{proxy.host}", "XCHAT_BASE_URL": URL, "XAI_API_KEY": KEY}
+        result = run("--retries", "3", "Hi", env={**env, "SSL_CERT_FILE": bundle})
+    server.close()
+    begin = f"xchat: {HOST}: through the proxy {proxy.host}: cannot trust its certificate: "
+    assert result.err.startswith(begin)
+    assert (result.out, result.status, len(proxy.asked)) == (b"", 3, 1)
 
 
 def test_a_socks_proxy_that_never_answers(api: Api, run: Run, pysocks: None) -> None:

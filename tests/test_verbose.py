@@ -145,6 +145,20 @@ def test_https_through_a_proxy_is_shown_without_its_password(
     assert not re.search(f"proxy-password|user:|{KEY}|dXNlcjpwcm94eS1wYXNzd29yZA", result.err)
 
 
+def test_the_certificate_of_a_proxy_is_shown_too(
+    run: Run, authority: trustme.CA, bundle: str
+) -> None:
+    api = api_behind_a_proxy(authority)
+    api.will(reply(completion()))
+    with Proxy(ESTABLISHED, tunnel(api.port), tls=tls_for(authority, "127.0.0.1")) as proxy:
+        env = {"XCHAT_BASE_URL": URL, "SSL_CERT_FILE": bundle}
+        result = run("-v", "Hi", env={**env, "HTTPS_PROXY": f"https://{proxy.host}"})
+    api.close()
+    assert (result.out, result.status, api.problems) == (b"Hello\n", 0, [])
+    lines = lines_of(result)
+    assert [line for line in lines if re.fullmatch(CERTIFICATE, line)] == lines[4:6]
+
+
 def test_plain_http_through_a_proxy_is_shown_without_its_password(run: Run) -> None:
     with Proxy(*reply(completion())) as proxy:
         env = {

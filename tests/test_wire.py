@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import HELLO, KEY, File, Result, Run, cases
+from conftest import HELLO, KEY, File, Result, Run, cases, needs
 from network import HOST, Proxy, tls_for
 from server import HANG, Api, completion, perform, read_request, reply
 
@@ -482,3 +482,14 @@ def test_a_server_may_take_longer_to_read_than_to_connect(run: Run) -> None:
         result = run(stdin=b"x" * 16_000_000, env=env)  # more than the kernel takes at once
         thread.join(20)
     assert result == Result(b"16000000 bytes\n", "", 0)
+
+
+@needs("prlimit")
+def test_a_thread_that_cannot_be_started_is_one_line(api: Api, run: Run) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root has no such limit")
+    run.by_shell('exec prlimit --nproc=1 "$@"')
+    result = run("Hi")
+    limit = "the machine's limit of processes (ulimit -u) is reached"
+    assert result == Result(b"", f"xchat: cannot start a thread: {limit}\n", 2)
+    assert api.requests == []
