@@ -1831,7 +1831,7 @@ def judge(reply: Reply, text: str, *, wants_json: bool) -> Failure | None:
         said = f"the reply is cut off{CUTS.get(reason, '')}"
     elif not reply.pieces:
         said = f"the reply is empty{reason and f': finish reason {reason!r}'}"
-    elif not text.strip() and reply.text.strip():
+    elif not text and reply.text:
         said = "the code block is empty"
     elif wants_json and not is_json(text):
         said = "the reply is not JSON"
@@ -2467,6 +2467,8 @@ def extract_code(text: str) -> str:
     ).finditer(text, begin.end())
     end = end_of_block(fences, has_blocks=begin[3].lower() in ("markdown", "md"))
     inside = text[begin.end() : end]
+    if not inside.strip():
+        return ""
     return re.sub(rf"(?m)^[ \t]{{1,{indent}}}", "", inside) if indent else inside
 
 

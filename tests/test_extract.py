@@ -119,7 +119,7 @@ def test_16_mb_take_bounded_time_and_memory(name: str) -> None:
 
 def test_an_empty_block_is_no_reply(api: Api, run: Run) -> None:
     api.will(reply(completion("Do:\n```\n\n```\n")))
-    assert run("-x", "Hi") == Result(b"\n", said(api, "the code block is empty"), 1)
+    assert run("-x", "Hi") == Result(b"", said(api, "the code block is empty"), 1)
 
 
 def test_extracting_from_a_reply_that_is_cut_off(api: Api, run: Run) -> None:
