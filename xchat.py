@@ -1317,12 +1317,12 @@ def ask(
 
 def request_headers(server: Server, *, is_stream: bool, length: int) -> dict[str, str]:
     """Return the headers of the request, all of them: urllib3 adds none to these."""
-    accept = ["application/json", "text/event-stream"]
+    accept = ["text/event-stream", "application/json"]
     headers = {
         "Host": server.host,
         "Content-Type": "application/json",
         "Content-Length": str(length),
-        "Accept": ", ".join(reversed(accept) if is_stream else accept),
+        "Accept": ", ".join(accept if is_stream else accept[::-1]),
         "Accept-Encoding": "identity",
         "User-Agent": f"xchat/{__version__}",
     }
@@ -1353,10 +1353,10 @@ def take_early(early: Background, deadline: Deadline, end: float) -> HTTPConnect
             connection: HTTPConnection = early.take(deadline, end)
             if is_idle(connection.sock):
                 return connection
-        log.debug("* the early connection is not used")
     except NoAnswer as failure:
         if failure.repeat_after is None:
             raise
+    log.debug("* the early connection is not used")
     return None
 
 
@@ -1500,15 +1500,14 @@ class Background:
 # Asking: the connection ----------------------------------------------------------------------
 
 
-def connect(server: Server, *, is_early: bool = False) -> Iterator[HTTPConnection]:
+def connect(server: Server) -> Iterator[HTTPConnection]:
     """Yield a connection that stands, to the server or to the proxy that forwards to it."""
     connection = new_connection(server)
     try:
         connection.connect()
     except wire_errors() as error:
-        is_beyond = connection.has_connected_to_proxy
-        failure = no_connection(error, server, beyond_proxy=is_beyond)
-        log.debug(f"* {failure.message}{': the early connection is not used' * is_early}")
+        failure = no_connection(error, server, beyond_proxy=connection.has_connected_to_proxy)
+        log.debug(f"* no connection: {failure.message}")
         raise failure from None
     sock: Any = connection.sock
     for layer in (getattr(sock, "socket", None), sock):  # TLS to a proxy may carry that to a server
@@ -1544,11 +1543,11 @@ def new_connection(server: Server) -> HTTPConnection:
         options["proxy_config"] = ProxyConfig(server.tls, False, None, None)
     hop_port = hop.port or (443 if hop.scheme == "https" else 80)
     connection: HTTPConnection = kinds[is_secure](host=hop.hostname, port=hop_port, **options)
-    if proxy and target.scheme == "https":
+    if proxy and server.is_secure:
         host, port = target.hostname or "", target.port or 443
         connection.set_tunnel(host, port, proxy.headers, scheme=hop.scheme)
     connection.response_class = final_response  # type: ignore[assignment]
-    if not options.get("_socks_options"):
+    if "_socks_options" not in options:
         # urllib3 tries one address after the other: https://github.com/urllib3/urllib3/issues/797
         new_socket = functools.partial(open_socket, hop.hostname or "", hop_port)
         connection._new_conn = new_socket  # type: ignore[method-assign]
@@ -1694,10 +1693,8 @@ def is_idle(sock: Any) -> bool:
     sock.settimeout(0)
     try:
         sock.recv(1)  # beyond the session tickets
-    except ssl.SSLWantReadError:
-        return True
-    except OSError:
-        pass
+    except OSError as error:
+        return isinstance(error, ssl.SSLWantReadError)
     return False
 
 
@@ -2891,7 +2888,7 @@ def xchat(
     if append and server:
         check_output(files[0])
     is_early = server is not None and server.is_secure and not no_stdin and may_wait(words)
-    early = Background(connect(server, is_early=True)) if server and is_early else None
+    early = Background(connect(server)) if server and is_early else None
 
     # read
     old_files = [path for path in files if not (append and is_new(path))]
