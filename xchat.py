@@ -256,6 +256,7 @@ def read_server() -> Server:
     with at("XCHAT_BASE_URL"):
         base_url = os.environ.get("XCHAT_BASE_URL", "").strip().rstrip("/") or BASE_URL
         parts = parse_base_url(base_url)
+    base_url = parts.geturl()  # with its scheme in lower case
     key = read_key()
     with at("XCHAT_HEADERS"):
         headers = parse_headers(os.environ.get("XCHAT_HEADERS", ""))
@@ -416,7 +417,7 @@ def parse_proxy(url: str) -> Proxy:
     if parts is None:
         schemes = ", ".join(PROXY_SCHEMES)
         raise BadInput(f"expected SCHEME://[USER:PASSWORD@]HOST[:PORT]; SCHEME is one of {schemes}")
-    proxy = Proxy(url, parts.netloc.rpartition("@")[2], {})
+    proxy = Proxy(parts.geturl(), parts.netloc.rpartition("@")[2], {})
     if proxy.is_socks and not importlib.util.find_spec("socks"):
         raise BadInput("SOCKS needs PySocks: pip install PySocks, or Debian's python3-socks")
     if parts.username is not None:
@@ -1355,12 +1356,12 @@ def ask(
 
 def request_headers(server: Server, *, is_stream: bool, length: int) -> dict[str, str]:
     """Return the headers of the request, all of them: urllib3 adds none to these."""
-    accept = ["application/json", "text/event-stream"]
+    accept = ["text/event-stream", "application/json"]
     headers = {
         "Host": server.host,
         "Content-Type": "application/json",
         "Content-Length": str(length),
-        "Accept": ", ".join(reversed(accept) if is_stream else accept),
+        "Accept": ", ".join(accept if is_stream else accept[::-1]),
         "Accept-Encoding": "identity",
         "User-Agent": f"xchat/{__version__}",
     }
@@ -1386,7 +1387,7 @@ def take_connection(early: Background | None, server: Server, deadline: Deadline
 
 def connect_early(server: Server) -> Background | None:
     """Begin to connect while the prompt is read, where that takes more than one round trip."""
-    return Background(connect(server, is_early=True)) if server.is_secure else None
+    return Background(connect(server)) if server.is_secure else None
 
 
 def take_early(early: Background, deadline: Deadline, end: float) -> HTTPConnection | None:
@@ -1396,10 +1397,10 @@ def take_early(early: Background, deadline: Deadline, end: float) -> HTTPConnect
             connection: HTTPConnection = early.take(deadline, end)
             if is_idle(connection.sock):
                 return connection
-        log.debug("* the early connection is not used")
     except NoAnswer as failure:
         if failure.repeat_after is None:
             raise
+    log.debug("* the early connection is not used")
     return None
 
 
@@ -1543,15 +1544,14 @@ class Background:
 # Asking: the connection ----------------------------------------------------------------------
 
 
-def connect(server: Server, *, is_early: bool = False) -> Iterator[HTTPConnection]:
+def connect(server: Server) -> Iterator[HTTPConnection]:
     """Yield a connection that stands, to the server or to the proxy that forwards to it."""
     connection = new_connection(server)
     try:
         connection.connect()
     except wire_errors() as error:
-        is_beyond = connection.has_connected_to_proxy
-        failure = no_connection(error, server, beyond_proxy=is_beyond)
-        log.debug(f"* {failure.message}{': the early connection is not used' * is_early}")
+        failure = no_connection(error, server, beyond_proxy=connection.has_connected_to_proxy)
+        log.debug(f"* no connection: {failure.message}")
         raise failure from None
     sock: Any = connection.sock
     for layer in (getattr(sock, "socket", None), sock):  # TLS to a proxy may carry that to a server
@@ -1587,11 +1587,11 @@ def new_connection(server: Server) -> HTTPConnection:
         options["proxy_config"] = ProxyConfig(server.tls, False, None, None)
     hop_port = hop.port or (443 if hop.scheme == "https" else 80)
     connection: HTTPConnection = kinds[is_secure](host=hop.hostname, port=hop_port, **options)
-    if proxy and target.scheme == "https":
+    if proxy and server.is_secure:
         host, port = target.hostname or "", target.port or 443
         connection.set_tunnel(host, port, proxy.headers, scheme=hop.scheme)
     connection.response_class = final_response  # type: ignore[assignment]
-    if not options.get("_socks_options"):
+    if "_socks_options" not in options:
         # urllib3 tries one address after the other: https://github.com/urllib3/urllib3/issues/797
         new_socket = functools.partial(open_socket, hop.hostname or "", hop_port)
         connection._new_conn = new_socket  # type: ignore[method-assign]
@@ -1701,7 +1701,8 @@ def exchange(
 def blocks_of(response: HTTPResponse) -> Iterator[bytes]:
     """Return the blocks of a body, decompressed; each as soon as it has arrived."""
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", *response.CONTENT_DECODERS):  # also "gzip, gzip", as of a bomb
+    # what is left is "gzip, gzip", say, as of a bomb
+    if encoding not in ("identity", "", "none", *response.CONTENT_DECODERS):
         raise BadReply(f"cannot read a reply that is compressed as {encoding!r}")
     read1 = functools.partial(response.read1, BLOCK, decode_content=True)
     size = 0
@@ -1737,10 +1738,8 @@ def is_idle(sock: Any) -> bool:
     sock.settimeout(0)
     try:
         sock.recv(1)  # beyond the session tickets
-    except ssl.SSLWantReadError:
-        return True
-    except OSError:
-        pass
+    except OSError as error:
+        return isinstance(error, ssl.SSLWantReadError)
     return False
 
 
@@ -1758,8 +1757,9 @@ def tell_sockets(event: str, args: Any) -> None:
 class Reply:
     """What has come of the reply.  Of the choices, only that with index 0 counts."""
 
-    def __init__(self, host: str, *, keep_body: bool = False) -> None:
+    def __init__(self, host: str, *, keep_body: bool = False, is_appended: bool = False) -> None:
         self.host = host
+        self.takes_calls = keep_body and not is_appended  # of tools, in place of text
         self.start = time.monotonic()
         self.request_id: str | None = None
         self.body: bytearray | None = bytearray() if keep_body else None
@@ -1790,19 +1790,20 @@ class Reply:
         return without_surrogates("".join(self.pieces))
 
 
-# When a reply is whole: the first row that fits decides.  All but the first two are status 1.
+# When a reply is whole: the first row that fits decides.  What is not whole is status 1, but for an
+# error in the server's words, 4 or 5, and the deadline, 3.
 #
-#   what came                                              what is said
-#   an error, but not after a natural end                  that, with status 4 or 5
-#   no finish reason, and something broke off              that; the deadline is status 3
-#   nothing that is a completion                           how it begins
-#   no finish reason, no [DONE], no end of a single body   cut short
-#   a tool call, with --json                               nothing: it is whole
-#   no text, but a tool call, reasoning or a refusal       which of them
-#   a finish reason that is no natural end                 what cut it off
-#   no text, or with -x none in the block                  empty
-#   text that is not JSON, with --schema                   not JSON
-#   anything else                                          nothing: it is whole
+#   what came                                               what is said
+#   an error, but not after a natural end                   that
+#   no finish reason, and something broke off               that
+#   no choice, but other data                               how it begins
+#   no finish reason, no [DONE], no end of a single body    cut short
+#   a tool call at its end, with --json and without -a      nothing: it is whole
+#   no text, but a tool call, a refusal or reasoning        which of them
+#   a finish reason that is no natural end                  what cut it off
+#   no text, or with -x nothing in the block                empty
+#   text that is not JSON, with --schema                    not JSON
+#   anything else                                           nothing: it is whole
 NATURAL_ENDS = ("stop", "end_turn", "stop_sequence", "eos", "eos_token", "complete", "completed")
 TOOL_ENDS = ("tool_calls", "function_call", "tool_use")
 CUTS = {
@@ -1823,7 +1824,7 @@ def judge(reply: Reply, text: str, *, wants_json: bool) -> Failure | None:
         said = f"the server's answer is not a chat completion: {excerpt(reply.other)}"
     elif not (reason or reply.is_done):
         said = "the reply is cut short: the stream ended without a finish reason"
-    elif reply.body is not None and reply.has_tool_calls and (is_natural or reason in TOOL_ENDS):
+    elif reply.takes_calls and reply.has_tool_calls and (is_natural or reason in TOOL_ENDS):
         pass
     elif not reply.pieces and (found := found_instead(reply)):
         said = f"the reply is {found}"
@@ -2240,7 +2241,7 @@ def is_error(value: JSON) -> bool:
         return True
     if value.get("error_code") or mapping_in(value, "base_resp").get("status_code"):
         return True
-    if choices := value.get("choices"):
+    if isinstance(choices := value.get("choices"), list) and choices:
         return any(isinstance(choice, dict) and choice.get("error") for choice in choices)
     if value.get("success") is False:
         return True
@@ -2313,7 +2314,7 @@ def words_in(value: Any, depth: int = 0) -> str:
         value["errors"] = [errors, *errors.values()]
     said: list[str] = []
     for words in (words_in(value.get(key), depth + 1) for key in WORD_KEYS):
-        if not any(words in other for other in said):
+        if words and not any(words in other for other in said):
             said = [other for other in said if other not in words] + [words]
     place = value.get("loc") or value.get("pointer") or value.get("instancepath")
     place = place or ("reason" in value and value.get("name"))
@@ -2969,7 +2970,7 @@ def files_read(options: dict[str, Sequence[str | None]]) -> list[tuple[str, str]
 
 def check_stdin(words: Sequence[str], inputs: Sequence[tuple[str, str]], *, no_stdin: bool) -> None:
     """Refuse a second use of standard input, or one beside -n."""
-    uses = sum(path == "-" for _option, path in inputs)
+    uses = sum(path in STDIN_NAMES for _option, path in inputs)
     if uses and no_stdin:
         raise BadInput("'-' and -n cannot be combined")
     if uses + (0 if no_stdin else words.count("-")) > 1:
@@ -3140,7 +3141,7 @@ def xchat(
     deadline = Deadline(timeout)
     if append:
         check_lock(conversation, deadline, name=files[0])
-    reply = Reply(server.host, keep_body=raw)
+    reply = Reply(server.host, keep_body=raw, is_appended=append)
     texts = ask(server, early, body, reply, deadline=deadline, retries=retries)
     failure = receive(texts, is_live=is_live)
 
