@@ -77,6 +77,7 @@ HINT_DELAY = 10  # seconds of silence on standard input before a hint
 MIB = 1 << 20
 INPUT_LIMIT = 64 * MIB  # bytes of standard input, or of one file
 REPLY_LIMIT = 64 * MIB  # bytes of a reply, decompressed
+ERROR_TIMEOUT = 5  # seconds that an error's body is waited for
 ERROR_LIMIT = MIB  # bytes of an error's body that are looked at
 BLOCK = 1 << 16  # bytes per read
 NESTING_LIMIT = 100  # levels of a conversation file
@@ -86,7 +87,6 @@ IDLE_LIMIT = 4  # seconds an early connection may wait; some servers close it af
 ITEMS_AHEAD = 64  # blocks that are read before they are wanted
 BACKOFF_LIMIT = 30  # seconds between two attempts, if the server names no time
 RETRY_AFTER_LIMIT = 120  # seconds; a server that asks for a longer wait is not asked again
-REPEATABLE = (429, 500, 503, 529)  # statuses; a gateway's may hide a reply that was paid for
 
 JSON = dict[str, Any]
 
@@ -1335,11 +1335,10 @@ def ask(
             answer = Background(exchange(connection, server, headers, data))
             response = take_response(answer, server, deadline)
             reply.request_id = response.headers.get("x-request-id")
-            blocks = read_blocks(answer, reply, deadline)
             if not 200 <= response.status < 300:
-                said = read_error(response, blocks, reply)
+                said = read_error(response, answer, reply, deadline)
                 raise refusal(response, said, server, is_stream=bool(body.get("stream")))
-            for text in read_reply(blocks, reply):
+            for text in read_reply(read_blocks(answer, reply, deadline), reply):
                 status.end()
                 yield text
             return
@@ -2029,9 +2028,11 @@ def without_surrogates(text: str) -> str:
 #
 #   what ended the attempt                     again?
 #   connecting: nothing was sent               yes, unless it will fail again: no_connection()
-#   no response, or a part of one              no: no_answer(), exchange(), Deadline.late()
-#   429; 500, 503 or 529 with a JSON body      yes, unless there is no credit: refusal()
-#   another status, or an error in a reply     no: refusal(), error_in_reply()
+#   no response, or a part of one              no
+#   429; 500, 503 and 529 with a JSON body     yes, unless there is no credit: refusal()
+#   another status, or an error in a reply     no
+#   a wait over RETRY_AFTER_LIMIT              no
+REPEATABLE = (500, 503, 529)  # with the API's own words; a page or a text is a gateway's
 
 
 def seconds_to_wait(failure: Failure, attempt: int) -> float | None:
@@ -2203,7 +2204,6 @@ def refusal(response: HTTPResponse, body: bytes, server: Server, *, is_stream: b
     seconds = retry_after(response)
     if 1 <= seconds < 1e10:
         message += f"; the server asks to wait {seconds:.0f} s"
-    # a page or a plain text is a gateway's, behind which the API may have had the request
     is_repeatable = status == 429 or (status in REPEATABLE and value is not None)
     return Unavailable(message, repeat_after=seconds if is_repeatable else None)
 
@@ -2222,16 +2222,19 @@ def advice(known: str, *, status: int, has_key: bool = True, is_stream: bool = F
     return ""
 
 
-def read_error(response: HTTPResponse, blocks: Iterator[bytes], reply: Reply) -> bytes:
+def read_error(
+    response: HTTPResponse, answer: Background, reply: Reply, deadline: Deadline
+) -> bytes:
     """Return as much of an error's body as is of use, cut short or late or not."""
     body = bytearray()
     if 300 <= response.status < 400 and reply.body is None:
         return b""  # what a redirect says is of no use but for --json
+    patience = Deadline(min(ERROR_TIMEOUT, deadline.seconds_left()))
     with contextlib.suppress(Failure):
-        while len(body) < ERROR_LIMIT and (block := next(blocks, b"")):
+        for block in read_blocks(answer, reply, patience):
             body += block
-    if len(body) >= ERROR_LIMIT:  # half a word at the end may be half of a secret
-        del body[body.rfind(b" ", 0, ERROR_LIMIT) + 1 :]
+            if len(body) >= ERROR_LIMIT:  # half a word at the end may be half of a secret
+                return bytes(body[: body.rfind(b" ", 0, ERROR_LIMIT) + 1])
     return bytes(body)
 
 

@@ -103,7 +103,7 @@ def test_the_statuses_are_those_of_the_failures() -> None:
         f"idle for {xchat.IDLE_LIMIT} seconds",
         f"up to {xchat.BACKOFF_LIMIT} s",
         f"more than {xchat.RETRY_AFTER_LIMIT} s",
-        "answered {}, {}, {} or {}.".format(*xchat.REPEATABLE),
+        "answered {}, {}, {} or {}.".format(429, *xchat.REPEATABLE),
     ],
 )
 def test_the_defaults_and_limits_are_those_of_the_code(default: str) -> None:
