@@ -2446,7 +2446,8 @@ def write_to(target: str | int, data: bytes, *, name: str | None) -> None:
         if isinstance(target, int):
             write_bytes(target, data)
         else:
-            replace(target, data, mode=0o666)
+            with replaced(target, data, mode=0o666):
+                pass
 
 
 # begins a block of code; in a list it may be indented, or stand behind the item's bullet
@@ -2679,16 +2680,28 @@ def likeness(file: int | str) -> tuple[Any, ...]:
     return status.st_uid, status.st_gid, status.st_mode, attributes
 
 
-def replace(path: str, data: bytes, *, mode: int) -> None:
-    """Put the data in place of what a file holds; mode is that of a new file."""
+@contextlib.contextmanager
+def replaced(path: str, data: bytes, *, mode: int) -> Iterator[None]:
+    """Put the data in place of what a file holds if all goes well inside; mode is for a new one."""
+    file = None
     try:
-        with new_file(path, mode=mode) as file:
-            write_bytes(file.fileno(), data)
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
+        file = new_file(path, mode=mode)
     except OSError:
         if not os.path.exists(path):
             raise
+    if file:
+        with file:
+            write_bytes(file.fileno(), data)
+            os.fsync(file.fileno())
+    yield
+    try:
+        if file:
+            os.replace(file.name, path)
+    except OSError:
+        if not os.path.exists(path):
+            raise
+        file = None
+    if not file:
         write_over(path, data)
 
 
@@ -2732,8 +2745,8 @@ def appended(
             text = add_messages(decode(old), turn, path=name)
         else:
             text = new_conversation(path, systems + turn)
-        yield
-        replace(path, text.encode(), mode=0o600)
+        with replaced(path, text.encode(), mode=0o600):
+            yield
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import PNG, File, Result, Run, Screen, Shell, needs, needs_file
 from server import STREAM_HEAD, Api, chunk, completion, event, reply, stream
 
@@ -317,7 +318,7 @@ def test_every_form_of_output_goes_with_every_other(
         out = (run.home / "out").read_bytes()
     assert out == expected
     if "-af" in args:
-        assert text.splitlines()[0] in (run.home / "new").read_text()
+        assert text in yaml.safe_load((run.home / "new").read_text())[-1]["assistant"]
     assert bool(err) == ("-u" in args)
     if err:
         assert json.loads(err)["model"] == "grok-4.7"
