@@ -2216,6 +2216,8 @@ def advice(known: str, *, status: int, has_key: bool = True, is_stream: bool = F
         return "; XCHAT_BASE_URL usually ends in /v1"
     if status == 401 and not has_key:
         return "; no key was sent"
+    if status in (400, 403) and says("no required ssl certificate", known):  # nginx's words
+        return "; XCHAT_CLIENT_CERT names one"
     if is_stream and status in (400, 403, 422, 501) and says(r"\bstream", known):
         way = "--no-stream asks for the whole reply at once"
         return "; it is not sent without -u" if "stream_options" in known else f"; {way}"

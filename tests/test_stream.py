@@ -548,6 +548,18 @@ def test_each_event_of_a_compressed_stream_is_written_when_it_arrives(api: Api, 
     assert process.communicate(timeout=20) == (b"two\n", b"")
 
 
+@pytest.mark.parametrize("size", [1, 9, 10, 11, 14])
+@pytest.mark.parametrize("args", [["--stream"], ["--no-stream"]])
+def test_gzip_that_ends_before_its_first_byte_of_text(
+    api: Api, run: Run, args: list[str], size: int
+) -> None:
+    begin = gzip.compress(stream("Hello"))[:size]
+    head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")
+    api.will([head, begin])
+    words = "the reply is cut short: its compressed data is not complete"
+    assert run(*args, "Hi") == Result(b"", said(api, words), 1)
+
+
 def test_half_a_gzip_body_is_not_whole(api: Api, run: Run) -> None:
     half = gzip.compress(stream(*[f"{n} " for n in range(1000)]))[:-200]
     head = STREAM_HEAD.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n")

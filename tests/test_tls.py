@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from conftest import HELLO, Result, Run, cases, needs, serve
+from conftest import HELLO, Result, Run, cases, needs, said, serve
 from network import ESTABLISHED, HOST, URL, Proxy, tls_for, tunnel
 from server import Api, Listener, Step, completion, perform, reply
 
@@ -201,6 +201,14 @@ def test_a_server_that_wants_a_client_certificate_is_not_asked_again(
         Result(b"", f"xchat: {strict.host}: {words}\n", 3) for words in (WANTED, WANTED_PERHAPS)
     ]
     assert "XCHAT_CLIENT_CERT" in result.err
+
+
+def test_a_server_that_wants_one_may_say_so_by_http(api: Api, run: Run) -> None:
+    title = "400 No required SSL certificate was sent"
+    page = f"<html><head><title>{title}</title></head></html>".encode()
+    api.will(reply(page, "400 Bad Request"))
+    words = f"400 Bad Request: {title}; XCHAT_CLIENT_CERT names one"
+    assert run("--retries", "3", "Hi") == Result(b"", said(api, words), 4)
 
 
 def test_a_client_certificate_of_an_unknown_authority(
