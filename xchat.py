@@ -1769,7 +1769,8 @@ class Reply:
         self.refusals: list[str] = []
         self.has_choice = self.has_deltas = self.has_tool_calls = self.is_thinking = False
         self.is_done = False  # [DONE] came, or the end of a body that is no stream
-        self.other: bytes | None = None  # the first data that is no completion and no error
+        self.other: bytes | None = None  # the first data, if that is no completion
+        self.odd = b""  # the first data that is neither a completion nor a heartbeat
         self.error: Failure | None = None  # in the server's words
         self.cut: Failure | None = None  # why nothing more could be read
 
@@ -1793,10 +1794,11 @@ class Reply:
 # error in the server's words, 4 or 5, and the deadline, 3.
 #
 #   what came                                               what is said
-#   an error, but not after a natural end                   that
+#   an error or broken JSON, not after a natural end        that
 #   no finish reason, and something broke off               that
 #   no choice, but other data                               how it begins
 #   no finish reason, no [DONE], no end of a single body    cut short
+#   no finish reason, and data that is no heartbeat         cut short, and how that begins
 #   a tool call at its end, with --json and without -a      nothing: it is whole
 #   no text, but a tool call, a refusal or reasoning        which of them
 #   a finish reason that is no natural end                  what cut it off
@@ -1823,6 +1825,8 @@ def judge(reply: Reply, text: str, *, wants_json: bool) -> Failure | None:
         said = f"the server's answer is not a chat completion: {excerpt(reply.other)}"
     elif not (reason or reply.is_done):
         said = "the reply is cut short: the stream ended without a finish reason"
+    elif not reason and reply.odd:
+        said = f"the reply is cut short: the rest is {excerpt(reply.odd)}"
     elif reply.takes_calls and reply.has_tool_calls and (is_natural or reason in TOOL_ENDS):
         pass
     elif not reply.pieces and (found := found_instead(reply)):
@@ -1864,21 +1868,28 @@ def read_reply(blocks: Iterable[bytes], reply: Reply) -> Iterator[str]:
     ChatResponseChunks for one that is, https://docs.x.ai/docs/guides/streaming-response.
     """
     half = ""  # of a surrogate pair, which servers in JavaScript split over two events
-    try:
-        for events in read_events(blocks):
-            text = half
-            for data in events:
-                if not (reply.is_done or reply.error or reply.cut):
-                    text += add_event(reply, data)
-            half = text[-1] if "\ud800" <= text[-1:] <= "\udbff" else ""
-            if text := without_surrogates(text.removesuffix(half)):
-                yield text
-            if reply.is_done or reply.error or reply.cut:
-                break
-    except Failure as failure:
-        reply.cut = failure
+    for events in read_events(until_cut(blocks, reply)):
+        text = half
+        for data in events:
+            if not (reply.is_done or reply.error):
+                text += add_event(reply, data)
+        half = text[-1] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        if text := without_surrogates(text.removesuffix(half)):
+            yield text
+        if reply.is_done or reply.error:
+            break
     if half:
         yield "\ufffd"
+    if reply.cut and not reply.has_deltas:  # half of a body that is no stream
+        reply.finish_reason = ""
+
+
+def until_cut(blocks: Iterable[bytes], reply: Reply) -> Iterator[bytes]:
+    """Yield the blocks until something breaks off, which is recorded."""
+    try:
+        yield from blocks
+    except Failure as failure:
+        reply.cut = failure
 
 
 KNOWN_LINE = re.compile(rb"(?:data|event|id|retry)?:")
@@ -1888,31 +1899,41 @@ def read_events(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Yield the data of the server-sent events that end in each block.
 
     By https://html.spec.whatwg.org/#server-sent-events, but the end of the stream ends its last
-    event, if that is whole.  A body without a line of a stream is the data of one event, with
+    event, if that is whole.  The data of an error, by the event's name or in llama.cpp's own field,
+    becomes {"error": data}.  A body without a line of a stream is the data of one event, with
     [DONE] after it.
     """
     data = bytearray()  # of an event, a line break before each line
+    is_error = False
     body: bytearray | None = bytearray()  # the lines so far, while none is one of a stream
     for lines in read_lines(blocks):
         events = []
         for line in lines:
-            if line.startswith(b"data:"):
-                data += b"\n" + line[5:].removeprefix(b" ")
+            if line.startswith((b"data:", b"error:")):
+                name, _colon, value = line.partition(b":")
+                data += b"\n" + value.removeprefix(b" ")
+                is_error = is_error or name == b"error"
                 body = None
             elif not line:
                 if data.strip():
-                    events.append(bytes(data[1:]))
-                data = bytearray()
+                    events.append(error_data(data[1:]) if is_error else bytes(data[1:]))
+                data, is_error = bytearray(), False
             elif KNOWN_LINE.match(line):
+                is_error = is_error or re.fullmatch(rb"event: ?error", line) is not None
                 body = None
             elif body is not None:
                 body += line + b"\n"
         yield events
-    last = bytes(data[1:])
+    last = error_data(data[1:]) if is_error else bytes(data[1:])
     if last == b"[DONE]" or json_in(last.decode(errors="replace")) is not None:
         yield [last]
     elif body is not None:
         yield [bytes(body), b"[DONE]"]
+
+
+def error_data(data: bytearray) -> bytes:
+    text = data.decode(errors="replace")
+    return json.dumps({"error": json_in(text) or text}).encode()
 
 
 BOM = b"\xef\xbb\xbf"
@@ -1948,21 +1969,39 @@ def add_event(reply: Reply, data: bytes) -> str:
     text = data.removeprefix(BOM).decode(errors="replace").strip()
     value = json_in(text)
     if value is None and text[:1] == "{" and (reply.has_choice or text[-1:] != "}"):
-        reply.cut = BadReply(f"the reply is cut short: broken JSON: {excerpt(data)}")
+        if not reply.cut and reply.finish_reason.lower() not in NATURAL_ENDS:
+            reply.error = BadReply(f"the reply is cut short: broken JSON: {excerpt(data)}")
+        value = {"choices": [{"message": {"content": text_of_half(text)}}]}
     elif value is None and re.match(r"\W{,9}error\b", text, re.IGNORECASE):
         value = {"error": text}
     value = value[0] if isinstance(value, list) and value else value  # as Gemini has errors
-    value = value if isinstance(value, dict) else {}  # a heartbeat, say
-    choice = first_choice(value)
+    choice = first_choice(value) if isinstance(value, dict) else {}
+    if not (choice or is_heartbeat(value, text)):
+        reply.odd = reply.odd or data
+    value = value if isinstance(value, dict) else {}
     if is_error(value) and reply.finish_reason.lower() not in NATURAL_ENDS:
         reply.error = error_in_reply({"error": choice.get("error"), **value}, text)
     reply.model = value.get("model") or reply.model
     reply.usage = mapping_in(value, "usage") or reply.usage
-    reply.finish_reason = str(choice.get("finish_reason") or reply.finish_reason)
+    reply.finish_reason = reply.finish_reason or str(choice.get("finish_reason") or "")
     text = add_choice(reply, choice)
     if not reply.has_choice and reply.other is None:
         reply.other = data
     return text
+
+
+def is_heartbeat(value: Any, text: str) -> bool:
+    """Say whether data that is no choice may come in a stream that is whole."""
+    if isinstance(value, dict):
+        return not value or value.get("type") == "ping" or bool({"choices", "usage"} & {*value})
+    return re.fullmatch(r'"?[\w.:-]*"?', text) is not None  # null, "" or a word
+
+
+def text_of_half(text: str) -> str:
+    """Return the content that half a completion in JSON has."""
+    match = re.search(r'"content":\s*("[^"\\]*(?:\\.[^"\\]*)*)', text, re.DOTALL)
+    half = re.sub(r"\\u[0-9a-fA-F]{,3}\Z", "", match[1]) if match else '"'
+    return str(json_in(f'{half}"') or "")
 
 
 def first_choice(value: JSON) -> JSON:
