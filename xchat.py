@@ -2944,6 +2944,8 @@ def text_to_yaml(text: str, indent: str = "") -> str:
     tag = yaml_scalars()[0].resolve(yaml.ScalarNode, text, (True, False))
     if tag.endswith(":str") and not re.search(NOT_PLAIN, text):
         return text
+    if not re.search(f"\n|{NOT_IN_YAML}", text):
+        return "'" + text.replace("'", "''") + "'"
     quoted = json.dumps(text, ensure_ascii=False)
     return re.sub(NOT_IN_YAML, lambda match: f"\\u{ord(match[0]):04x}", quoted)
 
