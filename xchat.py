@@ -900,7 +900,7 @@ def check_value(value: Any) -> None:
         text = STRICT.encode(value)
         text.encode()
     except UnicodeEncodeError:
-        raise BadInput("contains half of a surrogate pair") from None
+        raise BadInput("contains an invalid Unicode character") from None
     except ValueError:
         raise BadInput("NaN and infinity are not JSON") from None
     if text.count("[") + text.count("{") > NESTING_LIMIT:
@@ -1225,7 +1225,8 @@ def read_schema(schema: str) -> JSON:
     for wrapping in ("response_format", "json_schema", "schema"):
         if isinstance(value, dict):
             value = value.get(wrapping, value)
-    if not isinstance(value, dict) or (value and not value.keys() & SCHEMA_KEYS):
+    is_schema = isinstance(value, dict) and value.get("type") not in ("json_object", "text")
+    if not is_schema or (value and not value.keys() & SCHEMA_KEYS):
         raise BadInput(
             "--schema: expected a JSON Schema, with 'type', 'properties' or the like;"
             f" found {show(value)}"
@@ -1979,8 +1980,9 @@ def add_event(reply: Reply, data: bytes) -> str:
     if not (choice or is_heartbeat(value, text)):
         reply.odd = reply.odd or data
     value = value if isinstance(value, dict) else {}
-    if is_error(value) and reply.finish_reason.lower() not in NATURAL_ENDS:
-        reply.error = error_in_reply({"error": choice.get("error"), **value}, text)
+    inner = choice.get("error") or mapping_in(choice, "delta").get("error")
+    if (inner or is_error(value)) and reply.finish_reason.lower() not in NATURAL_ENDS:
+        reply.error = error_in_reply({"error": inner, **value}, text)
     reply.model = value.get("model") or reply.model
     reply.usage = mapping_in(value, "usage") or reply.usage
     reply.finish_reason = reply.finish_reason or str(choice.get("finish_reason") or "")
@@ -2008,7 +2010,7 @@ def first_choice(value: JSON) -> JSON:
     """Return the choice with index 0, which a server may leave out; empty where there is none."""
     choices = value.get("choices")
     for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict) and not choice.get("index"):
+        if isinstance(choice, dict) and choice.get("index") in (None, 0, "0"):
             return choice
     return {}
 
@@ -2148,7 +2150,7 @@ CLOSED = "closed the connection without an answer"
 TLS_FAULTS = {
     "wrong version number|https? (proxy )?request|record layer failure|packet length":
         "does not speak https; perhaps its URL begins with http://",
-    "certificate required": "wants a client certificate; XCHAT_CLIENT_CERT names one",
+    "certificate required": "wants a client certificate; set XCHAT_CLIENT_CERT",
     "handshake failure": "refuses the secure connection: it wants a client certificate"
         " (XCHAT_CLIENT_CERT names one), or no cipher in common",
     "unrecognized name": "does not serve this host name",
@@ -2285,8 +2287,8 @@ def is_error(value: JSON) -> bool:
         return True
     if value.get("error_code") or mapping_in(value, "base_resp").get("status_code"):
         return True
-    if isinstance(choices := value.get("choices"), list) and choices:
-        return any(isinstance(choice, dict) and choice.get("error") for choice in choices)
+    if value.get("choices"):
+        return False
     if value.get("success") is False:
         return True
     is_fine = value.get("type") == "ping" or value.get("code") in (0, 200)
@@ -3014,12 +3016,20 @@ def number_type(
     return convert
 
 
-def not_empty(_ctx: Any, _param: Any, value: Any) -> Any:
-    """Refuse empty values, as from an unset variable."""
+def not_an_option(_ctx: Any, _param: Any, value: Any) -> Any:
+    """Refuse values that are options, as the value itself was forgotten."""
+    for item in value if isinstance(value, tuple) else [value]:
+        if item in option_names().values():
+            raise click.BadParameter(f"needs a value, but the option {item} follows")
+    return value
+
+
+def not_empty(ctx: Any, param: Any, value: Any) -> Any:
+    """Refuse empty values, as from an unset variable, and options."""
     values = value if isinstance(value, tuple) else [value]
     if any(item is not None and not item.strip() for item in values):
         raise click.BadParameter("is empty")
-    return value
+    return not_an_option(ctx, param, value)
 
 
 def files_read(options: dict[str, Sequence[str | None]]) -> list[tuple[str, str]]:
@@ -3101,7 +3111,7 @@ COUNT_OR_0 = number_type("a whole number, 0 or more", lambda number: number >= 0
 @click.argument("words", metavar="[PROMPT]...", nargs=-1, type=text_type,
                 shell_complete=click.Path().shell_complete)  # for -af, which click takes for a word
 @click.option("-s", "--system", "systems", metavar="TEXT", multiple=True, type=text_type,
-              help="Add a system message (repeatable)")
+              callback=not_an_option, help="Add a system message (repeatable)")
 @file_option("-S", "--system-file", "system_files", multiple=True,
              help="Add a system message from a file (repeatable)")
 @file_option("-f", "--file", "files", multiple=True,
@@ -3224,10 +3234,10 @@ def xchat(
 def main() -> NoReturn:
     """Run the command and exit with its status; the signals end it as they end any filter."""
     log.addHandler(StandardError())
-    conceal_environment()  # options may hold it
     status = 0
     try:
         with interruptible():
+            conceal_environment()  # options may hold a secret
             xchat.main(prog_name="xchat", standalone_mode=False)
     except click.ClickException as error:
         log.error(explain_usage(error) if isinstance(error, click.UsageError) else error.message)

@@ -107,7 +107,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     top = tmp_path / "dest dir" / "opt"
     others = [top / "bin" / "other", top / "share" / "man" / "man1" / "other.1"]
     for path in others:
-        path.parent.mkdir(parents=True)
+        call("sh", "-c", 'umask 022; mkdir -p "$1"', "sh", path.parent)
         path.touch()
     where = [f"DESTDIR={tmp_path / 'dest dir'}", "PREFIX=/opt", f"PYTHON={sys.executable}"]
     call("sh", "-c", 'umask 077; make install "$@"', "sh", *where)

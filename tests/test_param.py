@@ -102,7 +102,7 @@ DEEP = "[" * 60_000
         (["-p", f'tools=[{{"a": "]]"}}, {DEEP}'], "-p tools: nested more than 100 levels deep"),
         (
             ["-p", 'user="\\ud800"'],
-            "-p user: contains half of a surrogate pair",
+            "-p user: contains an invalid Unicode character",
         ),
         (
             ["-p", "messages=[]"],

@@ -262,16 +262,44 @@ NOT_WHOLE: dict[str, tuple[Any, str]] = {
         b'{"choices": [' + b"9" * 5000,
         f'the reply is cut short: broken JSON: {{"choices": [{"9" * 5000}',
     ),
-    "a completion without its last byte": (
-        json.dumps(completion()).encode()[:-1],
-        f"the reply is cut short: broken JSON: {json.dumps(completion())[:-1]}",
-    ),
 }
 
 
 @cases(("body", "why"), NOT_WHOLE)
 def test_what_is_no_text_is_told_in_words(body: Any, why: str) -> None:
     assert judged(encoded(body)) == ("", why, 1)
+
+
+HALF = json.dumps(completion("Grüße \n 🌍"))
+
+
+@cases(
+    ("cut", "text"),
+    {
+        "before the text": (HALF.index('"content": "') + 3, ""),
+        "at the text": (HALF.index('"content": "') + 12, ""),
+        "in an escape": (HALF.index("\\u00fc") + 4, "Gr"),
+        "behind an escape": (HALF.index("\\u00fc") + 6, "Grü"),
+        "in a pair of escapes": (HALF.index("\\ud83c") + 6, "Grüße \n \ufffd"),
+        "at a backslash": (HALF.index("\\n") + 1, "Grüße "),
+        "behind the text": (HALF.index('", "reasoning'), "Grüße \n 🌍"),
+        "before the last byte": (-1, "Grüße \n 🌍"),
+    },
+)
+def test_what_came_of_a_completion_that_is_cut_is_written(cut: int, text: str) -> None:
+    out, words, status = judged(HALF[:cut].encode())
+    assert (out, status) == (text, 1)
+    assert words.startswith("the reply is cut short: broken JSON: ")
+
+
+def test_a_completion_whose_connection_breaks_is_written(api: Api, run: Run, file: File) -> None:
+    cut = reply(completion("Hel" * 99), content_length="99999")
+    api.will(cut, cut)
+    words = said(api, "the reply is cut short: closed the connection in the middle")
+    assert run("Hi") == Result(b"Hel" * 99 + b"\n", words, 1)
+    name = file("yesterday's", "report")
+    assert run("-o", name, "Hi") == Result(b"Hel" * 99 + b"\n", words, 1)
+    assert (run.home / name).read_text() == "yesterday's"
 
 
 @pytest.mark.parametrize("name", ["a word", "xAI: reasoning alone"])

@@ -49,8 +49,8 @@ def test_with_a_schema_the_reply_must_be_json(
     api.will([STREAM_HEAD + stream("Ada")] if "--stream" in args else reply(completion("Ada")))
     result = run("--schema", file("{}"), *args, "Who?")
     assert (result.err, result.status) == (said(api, "the reply is not JSON"), 1)
-    out = json.dumps(completion("Ada")) if args == ["--json"] else "" if "-o" in args else "Ada"
-    assert result.out.decode() == (out and out + "\n")
+    out = json.dumps(completion("Ada")) if args == ["--json"] else "Ada"
+    assert result.out.decode() == out + "\n"
     assert not (run.home / "out").exists()
 
 
@@ -214,3 +214,10 @@ def test_a_file_wins_over_a_row_of_names(run: Run, file: File) -> None:
     assert schema_in(body["response_format"]) == {"type": "number"}
     body = body_of(run("--dry-run", "--schema", "name, died int", "Hi"))
     assert body["response_format"] == xchat.read_schema("name, died int")
+
+
+@pytest.mark.parametrize("schema", ['{"type": "json_object"}', '{"type": "text"}'])
+def test_a_response_format_without_a_schema_is_none(run: Run, schema: str) -> None:
+    result = run("--dry-run", "--schema", schema, "Hi")
+    assert (result.out, result.status) == (b"", 2)
+    assert result.err.startswith("xchat: --schema: expected a JSON Schema")

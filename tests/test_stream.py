@@ -851,3 +851,39 @@ def test_10000_mutations_of_a_stream_are_a_text_or_one_clean_line() -> None:
         failures += bool(words)
         assert status in ((1, 4, 5) if words else (0,))
     assert 1000 < failures < 9000
+
+
+@cases(
+    ("odd", "status", "why"),
+    {
+        "llama.cpp's own field": (b'error: {"code": 500, "message": "full"}\n\n', 5, "full"),
+        "the event's name": (b"event: error\ndata: backend died\n\n", 5, "backend died"),
+        "the event's name, an object": (b'event: error\ndata: {"a": "b"}\n\n', 5, '{"error": {"a'),
+        "inside the delta": (event(chunk(delta={"error": "died"})), 5, "died"),
+        "a page": (event(b"<html><title>502 Bad Gateway</title>"), 1, "502 Bad Gateway"),
+        "words": (event(b"Internal Server Error"), 1, "Internal Server Error"),
+        "an object": (event({"ok": False, "description": "no"}), 1, '{"ok": false'),
+        "problem+json": (event({"status": 500, "title": "no"}), 1, '{"status": 500'),
+    },
+)
+def test_half_a_reply_with_an_end_mark_is_no_success(odd: bytes, status: int, why: str) -> None:
+    out, words, exit_status = judged(event(chunk("Hel")) + odd, event(b"[DONE]"))
+    assert (out, exit_status) == ("Hel", status)
+    assert why in words
+
+
+@pytest.mark.parametrize("beat", [b"", b'""', b"null", b"keepalive", b'{"type": "ping"}', b"{}"])
+def test_half_beats_and_an_end_mark_are_a_whole_reply(beat: bytes) -> None:
+    blocks = [event(chunk("Hel")), event(beat), event(chunk("lo")), event(b"[DONE]")]
+    assert judged(*blocks) == ("Hello", "", 0)
+
+
+def test_the_first_finish_reason_counts() -> None:
+    cut, end = chunk("Hel", finish_reason="length"), chunk(finish_reason="stop")
+    assert judged(event(cut), event(end), event(b"[DONE]"))[2] == 1
+
+
+def test_choices_that_are_a_number_are_one_line(api: Api, run: Run) -> None:
+    api.will(reply({"choices": 5}))
+    result = run("Hi")
+    assert (result.out, result.status, result.err.count("\n")) == (b"", 1, 1)
