@@ -13,7 +13,7 @@ import pytest
 import trustme
 from conftest import HELLO, Result, Run, cases, needs, said, serve
 from network import ESTABLISHED, HOST, URL, Proxy, tls_for, tunnel
-from server import Api, Listener, Step, completion, perform, reply
+from server import HANG, Api, Listener, Step, completion, perform, reply
 
 
 class Greeter(Listener):
@@ -28,6 +28,8 @@ class Greeter(Listener):
         with connection:
             self.heard.append(connection.recv(65536))
             perform(self.steps, connection)
+            connection.shutdown(socket.SHUT_WR)
+            HANG(connection)  # to close with something unread would be a reset
 
     def __enter__(self) -> Greeter:
         return self
@@ -79,7 +81,7 @@ HTTP2 = "speaks only HTTP/2, which xchat does not"
 def test_a_fault_of_tls_that_stays_is_told_in_plain_words_and_never_asked_again(
     run: Run, answer: bytes, message: str
 ) -> None:
-    with Greeter(answer, 0.2) as server:
+    with Greeter(answer) as server:
         env = {"XCHAT_BASE_URL": f"https://{server.host}/v1"}
         result = run("-n", "--retries", "3", "Hi", env=env)
     assert result == Result(b"", f"xchat: {server.host}: {message}\n", 3)
@@ -143,7 +145,7 @@ def test_an_old_version(run: Run, authority: trustme.CA, bundle: str) -> None:
 
 
 def test_a_fault_behind_a_proxy_is_not_called_the_proxys(run: Run) -> None:
-    with Greeter(alert(112), 0.2) as server, Proxy(ESTABLISHED, tunnel(server.port)) as proxy:
+    with Greeter(alert(112)) as server, Proxy(ESTABLISHED, tunnel(server.port)) as proxy:
         env = {"XCHAT_BASE_URL": URL, "HTTPS_PROXY": f"http://{proxy.host}", "XAI_API_KEY": "k"}
         result = run("-n", "--retries", "3", "Hi", env=env)
     message = f"through the proxy {proxy.host}: does not serve this host name"
