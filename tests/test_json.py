@@ -122,7 +122,7 @@ def test_json_writes_the_error_of_the_last_attempt_only(api: Api, run: Run) -> N
 def test_json_writes_no_error_into_a_file(api: Api, run: Run, file: File) -> None:
     name = file("yesterday's", "report")
     api.will(reply(ERROR, "400 Bad"))
-    assert run("--json", "-o", name, "Hi") == Result(b"", said(api, "400 Bad: gone"), 4)
+    assert run("--json", "-o", name, "Hi") == Result(ERROR + b"\n", said(api, "400 Bad: gone"), 4)
     assert (run.home / name).read_text() == "yesterday's"
 
 
