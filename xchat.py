@@ -3,13 +3,15 @@
 
 The data passes the sections below in their order:
 
-    diagnostics what is said on standard error: a Failure ends the run, the rest are warnings
-    reading     environment -> server and key; arguments and standard input -> prompt;
-                files -> request fields and messages
-    asking      all of these -> one JSON body -> one POST
-    replying    response bytes -> text; text -> standard output, or files
-    command     the options, and the order of the steps
-    main        the signals, and from failure to exit status
+    diagnostics      what is said on standard error: a Failure ends the run, the rest are warnings
+    reading          environment -> server and key; arguments and standard input -> prompt;
+                     files -> request fields and messages
+    asking           all of these -> one JSON body -> one POST
+    replying         response bytes -> text, and whether that is a whole reply
+    what went wrong  errors of the wire and of servers -> a Failure, to be repeated or not
+    delivering       text -> standard output, or files
+    command          the options, and the order of the steps
+    main             the signals, and from failure to exit status
 
 Input becomes text in decode() and as_text(), a reply in add_event(); text becomes bytes in
 encode_body(), receive(), deliver() and appended().  Messages are the API's own JSON mappings all
@@ -464,7 +466,11 @@ def read_tls() -> tuple[str, ssl.SSLContext]:
     log.debug(f"* trusted certificates: {trust}")
     if path := os.environ.get("XCHAT_CLIENT_CERT", ""):
         with at("XCHAT_CLIENT_CERT"), at(path):
-            load_client_certificate(context, path)
+            try:
+                context.load_cert_chain(path, password="")  # nobody is asked for one
+            except ssl.SSLError:
+                what = "a certificate and its key in PEM, without a password"
+                raise BadInput(f"expected {what}") from None
         log.debug(f"* client certificate: {path}")
     return trust, context
 
@@ -485,15 +491,6 @@ def load_certificates(context: ssl.SSLContext, paths: list[str]) -> str:
     except ssl.SSLError:
         raise BadInput("contains no certificate in PEM") from None
     return file
-
-
-def load_client_certificate(context: ssl.SSLContext, path: str) -> None:
-    import ssl
-
-    try:
-        context.load_cert_chain(path, password="")  # nobody is asked for one
-    except ssl.SSLError:
-        raise BadInput("expected a certificate and its key in PEM, without a password") from None
 
 
 def is_hashed(directory: str) -> bool:
@@ -1686,7 +1683,10 @@ def exchange(
             connection.request("POST", target, data, headers, preload_content=False)
         response = connection.getresponse()
     except wire_errors() as error:
-        raise no_answer(error, server) from None
+        message = explain(error)
+        if server.proxy and server.is_forwarded:
+            message = f"the proxy {server.proxy.host} failed: {message}"
+        raise NoAnswer(message) from None
     log.debug("* the response begins")
     log.debug(f"< HTTP/{response.version / 10} {response.status} {response.reason}")
     for name, value in response.headers.items():
@@ -1755,7 +1755,7 @@ def tell_sockets(event: str, args: Any) -> None:
 
 
 class Reply:
-    """What has come of the reply.  Of the choices, only that with index 0 counts."""
+    """What is known of the reply.  Of the choices, only that with index 0 counts."""
 
     def __init__(self, host: str, *, keep_body: bool = False, is_appended: bool = False) -> None:
         self.host = host
@@ -2117,14 +2117,6 @@ def is_refused_by_proxy(root: BaseException) -> bool:
     return re.search(r"\b[34]\d\d\b", str(root)) is not None
 
 
-def no_answer(error: Exception, server: Server) -> NoAnswer:
-    """Return the failure of a request that was sent, and has no response."""
-    message = explain(error)
-    if server.proxy and server.is_forwarded:
-        message = f"the proxy {server.proxy.host} failed: {message}"
-    return NoAnswer(message)
-
-
 def wire_errors() -> tuple[type[Exception], ...]:
     """Return what urllib3 and all below it raise; some of it is a bare OSError or ValueError."""
     from http.client import HTTPException
@@ -2409,7 +2401,7 @@ def excerpt(body: bytes) -> str:
     return text or "an empty body"
 
 
-# Replying: the output ------------------------------------------------------------------------
+# Delivering: the output ----------------------------------------------------------------------
 
 
 def receive(texts: Iterator[str], *, is_live: bool) -> Failure | None:
@@ -2555,13 +2547,8 @@ def write_output(data: bytes) -> None:
         raise BadReply(f"standard output: {error.strerror}") from None
 
 
-@functools.cache  # it is asked for every piece of a stream
-def is_terminal(fd: int) -> bool:
-    return os.isatty(fd)
-
-
 def write_bytes(fd: int, data: bytes) -> None:
-    if is_terminal(fd):
+    if os.isatty(fd):
         data = show_controls(data.decode(errors="replace")).encode()
     rest = memoryview(data)
     while rest:
@@ -2615,7 +2602,7 @@ def tell_usage(reply: Reply) -> None:
     write_error(json.dumps(known), is_json=True)
 
 
-# Replying: files -----------------------------------------------------------------------------
+# Delivering: files ---------------------------------------------------------------------------
 
 
 # What the name of -o or -a leads to is found once, before a reply is paid for, and not followed
@@ -2762,7 +2749,7 @@ def write_over(path: str, data: bytes) -> None:
         file.truncate(len(data))
 
 
-# Replying: the turn that is added to the conversation ----------------------------------------
+# Delivering: the turn that is added to the conversation --------------------------------------
 
 
 def is_new(path: str) -> bool:
