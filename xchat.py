@@ -7,6 +7,7 @@ The data passes the sections below in their order:
     reading          environment -> server and key; arguments and standard input -> prompt;
                      files -> request fields and messages
     asking           all of these -> one JSON body -> one POST
+    connecting       server, proxy and certificates -> a connection
     replying         response bytes -> text, and whether that is a whole reply
     what went wrong  errors of the wire and of servers -> a Failure, to be repeated or not
     delivering       text -> standard output, or files
@@ -1401,6 +1402,60 @@ def take_early(early: Background, deadline: Deadline, end: float) -> HTTPConnect
     return None
 
 
+def exchange(
+    connection: HTTPConnection, server: Server, headers: dict[str, str], data: bytes
+) -> Iterator[Any]:
+    """Post the data, once, and yield the response, then the blocks of its body as they arrive."""
+    import ssl
+    from urllib.parse import urlsplit
+
+    target = server.url if server.is_forwarded else urlsplit(server.url).path
+    log.debug(f"> POST {target} HTTP/1.1")
+    for name, value in headers.items():
+        is_secret = "authorization" in name.lower()
+        log.debug(f"> {name}: {'[hidden]' if is_secret else value}")
+    connection.timeout = None  # was that of connecting; a busy server may take long to read
+    try:
+        # the server may have answered before it closed
+        with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
+            connection.request("POST", target, data, headers, preload_content=False)
+        response = connection.getresponse()
+    except wire_errors() as error:
+        message = explain(error)
+        if server.proxy and server.is_forwarded:
+            message = f"the proxy {server.proxy.host} failed: {message}"
+        raise NoAnswer(message) from None
+    log.debug("* the response begins")
+    log.debug(f"< HTTP/{response.version / 10} {response.status} {response.reason}")
+    for name, value in response.headers.items():
+        log.debug(f"< {name}: {value}")
+    yield response
+    try:
+        yield from blocks_of(response)
+    except wire_errors() as error:
+        raise BadReply(f"the reply is cut short: {explain(error)}") from None
+
+
+def blocks_of(response: HTTPResponse) -> Iterator[bytes]:
+    """Return the blocks of a body, decompressed; each as soon as it has arrived."""
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    # what is left is "gzip, gzip", say, as of a bomb
+    if encoding not in ("identity", "", "none", *response.CONTENT_DECODERS):
+        raise BadReply(f"cannot read a reply that is compressed as {encoding!r}")
+    read1 = functools.partial(response.read1, BLOCK, decode_content=True)
+    size = 0
+    # a chunk costs stream() a quarter less than read1(), but only a chunk
+    for block in response.stream(BLOCK) if response.chunked else iter(read1, b""):
+        size += len(block)
+        yield block
+    if encoding != "identity" and response.tell() and not size:
+        raise BadReply("the reply is cut short: its compressed data is not complete")
+
+
+# seconds of silence before the first probe, under either of its names, and between probes
+TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 30}
+
+
 def take_response(answer: Background, server: Server, deadline: Deadline) -> HTTPResponse:
     """Return the response to the request, as soon as its headers are there."""
     try:
@@ -1412,7 +1467,7 @@ def take_response(answer: Background, server: Server, deadline: Deadline) -> HTT
 
 
 def read_blocks(answer: Background, reply: Reply, deadline: Deadline) -> Iterator[bytes]:
-    """Yield the body as it arrives, decompressed; raise a Failure unless it ends well."""
+    """Yield the body as it arrives, decompressed; what breaks it off is recorded in the reply."""
     size = 0
     try:
         while block := b"".join(answer.take_all(deadline)):
@@ -1423,7 +1478,9 @@ def read_blocks(answer: Background, reply: Reply, deadline: Deadline) -> Iterato
             if size > REPLY_LIMIT:
                 raise BadReply(f"the reply is larger than {REPLY_LIMIT // MIB} MiB")
     except queue.Empty:
-        raise deadline.late("not the whole answer" if size else "no answer") from None
+        reply.cut = deadline.late("not the whole answer" if size else "no answer")
+    except Failure as failure:
+        reply.cut = failure
 
 
 # Asking: the time ----------------------------------------------------------------------------
@@ -1538,7 +1595,7 @@ class Background:
         return [] if items == [None] else items
 
 
-# Asking: the connection ----------------------------------------------------------------------
+# Connecting ----------------------------------------------------------------------------------
 
 
 def connect(server: Server) -> Iterator[HTTPConnection]:
@@ -1664,60 +1721,6 @@ def final_response(*args: Any, **kwargs: Any) -> http.client.HTTPResponse:
     return response
 
 
-def exchange(
-    connection: HTTPConnection, server: Server, headers: dict[str, str], data: bytes
-) -> Iterator[Any]:
-    """Post the data, once, and yield the response, then the blocks of its body as they arrive."""
-    import ssl
-    from urllib.parse import urlsplit
-
-    target = server.url if server.is_forwarded else urlsplit(server.url).path
-    log.debug(f"> POST {target} HTTP/1.1")
-    for name, value in headers.items():
-        is_secret = "authorization" in name.lower()
-        log.debug(f"> {name}: {'[hidden]' if is_secret else value}")
-    connection.timeout = None  # was that of connecting; a busy server may take long to read
-    try:
-        # the server may have answered before it closed
-        with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
-            connection.request("POST", target, data, headers, preload_content=False)
-        response = connection.getresponse()
-    except wire_errors() as error:
-        message = explain(error)
-        if server.proxy and server.is_forwarded:
-            message = f"the proxy {server.proxy.host} failed: {message}"
-        raise NoAnswer(message) from None
-    log.debug("* the response begins")
-    log.debug(f"< HTTP/{response.version / 10} {response.status} {response.reason}")
-    for name, value in response.headers.items():
-        log.debug(f"< {name}: {value}")
-    yield response
-    try:
-        yield from blocks_of(response)
-    except wire_errors() as error:
-        raise BadReply(f"the reply is cut short: {explain(error)}") from None
-
-
-def blocks_of(response: HTTPResponse) -> Iterator[bytes]:
-    """Return the blocks of a body, decompressed; each as soon as it has arrived."""
-    encoding = response.headers.get("content-encoding", "identity").strip().lower()
-    # what is left is "gzip, gzip", say, as of a bomb
-    if encoding not in ("identity", "", "none", *response.CONTENT_DECODERS):
-        raise BadReply(f"cannot read a reply that is compressed as {encoding!r}")
-    read1 = functools.partial(response.read1, BLOCK, decode_content=True)
-    size = 0
-    # a chunk costs stream() a quarter less than read1(), but only a chunk
-    for block in response.stream(BLOCK) if response.chunked else iter(read1, b""):
-        size += len(block)
-        yield block
-    if encoding != "identity" and response.tell() and not size:
-        raise BadReply("the reply is cut short: its compressed data is not complete")
-
-
-# seconds of silence before the first probe, under either of its names, and between probes
-TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 30}
-
-
 def socket_options() -> list[tuple[int, int, int]]:
     """Return TCP's options: no delay, and keep-alive, as middleboxes forget silent connections."""
     import socket
@@ -1777,7 +1780,7 @@ class Reply:
 
     def forget_attempt(self) -> None:
         """Discard the traces of an earlier attempt."""
-        self.request_id = None
+        self.request_id = self.cut = None
         if self.body:
             self.body.clear()
 
@@ -1796,7 +1799,7 @@ class Reply:
 #
 #   what came                                               what is said
 #   an error or broken JSON, not after a natural end        that
-#   no finish reason, and something broke off               that
+#   something that broke off, but a stream after its end    that
 #   no choice, but other data                               how it begins
 #   no finish reason, no [DONE], no end of a single body    cut short
 #   no finish reason, and data that is no heartbeat         cut short, and how that begins
@@ -1819,7 +1822,7 @@ def judge(reply: Reply, text: str, *, wants_json: bool) -> Failure | None:
     """Return why the reply is not whole, None if it is; text is what will be written of it."""
     reason = reply.finish_reason.lower()
     is_natural = reason in ("", *NATURAL_ENDS)
-    if reply.error or (reply.cut and not reason):
+    if reply.error or (reply.cut and not (reason and reply.has_deltas)):
         return reply.error or reply.cut
     said = ""
     if not reply.has_choice and reply.other is not None:
@@ -1869,7 +1872,7 @@ def read_reply(blocks: Iterable[bytes], reply: Reply) -> Iterator[str]:
     ChatResponseChunks for one that is, https://docs.x.ai/docs/guides/streaming-response.
     """
     half = ""  # of a surrogate pair, which servers in JavaScript split over two events
-    for events in read_events(until_cut(blocks, reply)):
+    for events in read_events(blocks):
         text = half
         for data in events:
             if not (reply.is_done or reply.error):
@@ -1881,16 +1884,6 @@ def read_reply(blocks: Iterable[bytes], reply: Reply) -> Iterator[str]:
             break
     if half:
         yield "\ufffd"
-    if reply.cut and not reply.has_deltas:  # half of a body that is no stream
-        reply.finish_reason = ""
-
-
-def until_cut(blocks: Iterable[bytes], reply: Reply) -> Iterator[bytes]:
-    """Yield the blocks until something breaks off, which is recorded."""
-    try:
-        yield from blocks
-    except Failure as failure:
-        reply.cut = failure
 
 
 KNOWN_LINE = re.compile(rb"(?:data|event|id|retry)?:")
@@ -2092,7 +2085,7 @@ def no_connection(
     """Return the failure of connecting, before anything was sent; limit is in seconds."""
     import ssl
 
-    *_, root = chain = [*causes_of(error)]
+    *_, root = chain = causes_of(error)
     message = explain(error)
     if isinstance(root, TimeoutError) and not root.errno:
         message = f"no {'secure ' * server.is_secure}connection within {limit:.2g} s"
@@ -2126,13 +2119,15 @@ def wire_errors() -> tuple[type[Exception], ...]:
     return (OSError, ValueError, HTTPError, HTTPException)
 
 
-def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it came of, to the first; behind a proxy that is in the arguments."""
+def causes_of(error: BaseException | None) -> list[BaseException]:
+    """Return an error and its causes, the first of all last; behind a proxy they are arguments."""
+    causes = []
     while isinstance(error, BaseException):
-        yield error
+        causes.append(error)
         context = None if error.__suppress_context__ else error.__context__
         inner = next((arg for arg in error.args if isinstance(arg, BaseException)), None)
         error = error.__cause__ or context or getattr(error, "reason", None) or inner
+    return causes
 
 
 NO_HOST = "cannot find the host"
@@ -2265,11 +2260,10 @@ def read_error(
     if 300 <= response.status < 400 and reply.body is None:
         return b""  # what a redirect says is of no use but for --json
     patience = Deadline(min(ERROR_TIMEOUT, deadline.seconds_left()))
-    with contextlib.suppress(Failure):
-        for block in read_blocks(answer, reply, patience):
-            body += block
-            if len(body) >= ERROR_LIMIT:  # half a word at the end may be half of a secret
-                return bytes(body[: body.rfind(b" ", 0, ERROR_LIMIT) + 1])
+    for block in read_blocks(answer, reply, patience):
+        body += block
+        if len(body) >= ERROR_LIMIT:  # half a word at the end may be half of a secret
+            return bytes(body[: body.rfind(b" ", 0, ERROR_LIMIT) + 1])
     return bytes(body)
 
 
