@@ -1107,12 +1107,12 @@ def build_value(event: Any, events: Iterator[Any], depth: int = 0) -> Any:
     return mapping
 
 
-CUT = re.compile(r"[ \t]*[ \t](#+[^\s#][^\r\n]*)")
+CUT = r"[ \t]*[ \t](#+[^\s#][^\r\n]*)"
 
 
 def refuse_cut(event: Any, text: str) -> Any:
     """Return the event, unless it is a plain text whose rest YAML takes for a comment."""
-    cut = not getattr(event, "style", "-") and CUT.match(text, event.end_mark.index)
+    cut = not getattr(event, "style", "-") and re.compile(CUT).match(text, event.end_mark.index)
     if cut and (event.value == "" or isinstance(build_scalar(event), str)):
         raise not_accepted(event, f"YAML takes {show(cut[1])} for a comment; quote the text")
     return event
@@ -1198,7 +1198,7 @@ def parse_param(value: str) -> Any:
 
 
 # what --schema takes for a row of names, and the types that are not JSON Schema's own words
-ROW = re.compile(r"\s*[^\W\d][\w-]*(\s+(str|int|float|bool|string|integer|number|boolean))?\s*")
+ROW = r"\s*[^\W\d][\w-]*(\s+(str|int|float|bool|string|integer|number|boolean))?\s*"
 TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean"}
 
 # a schema that constrains anything has one of these
@@ -1210,11 +1210,11 @@ def read_schema(schema: str) -> JSON:
 
     See https://docs.x.ai/docs/guides/structured-outputs.
     """
-    is_names = re.search(r"\S[\s,]", schema) and all(map(ROW.fullmatch, schema.split(",")))
+    is_row = all(re.fullmatch(ROW, name) for name in schema.split(","))
     if schema.lstrip().startswith("{"):
         with at("--schema"):
             value = parse_text(as_text(schema))
-    elif is_names and not os.path.exists(schema):
+    elif is_row and re.search(r"\S[\s,]", schema) and not os.path.exists(schema):
         value = schema_of(as_text(schema))
     elif schema != "-" and not os.path.exists(schema):
         raise BadInput(f"--schema {schema}: no such file; a schema itself begins with {{")
@@ -1886,7 +1886,7 @@ def read_reply(blocks: Iterable[bytes], reply: Reply) -> Iterator[str]:
         yield "\ufffd"
 
 
-KNOWN_LINE = re.compile(rb"(?:data|event|id|retry)?:")
+KNOWN_LINE = rb"(?:data|event|id|retry)?:"
 
 
 def read_events(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -1912,7 +1912,7 @@ def read_events(blocks: Iterable[bytes]) -> Iterator[list[bytes]]:
                 if data.strip():
                     events.append(error_data(data[1:]) if is_error else bytes(data[1:]))
                 data, is_error = bytearray(), False
-            elif KNOWN_LINE.match(line):
+            elif re.match(KNOWN_LINE, line):
                 is_error = is_error or re.fullmatch(rb"event: ?error", line) is not None
                 body = None
             elif body is not None:
