@@ -2137,7 +2137,7 @@ CLOSED = "closed the connection without an answer"
 TLS_FAULTS = {
     "wrong version number|https? (proxy )?request|record layer failure|packet length":
         "does not speak https; perhaps its URL begins with http://",
-    "certificate required": "wants a client certificate; set XCHAT_CLIENT_CERT",
+    "certificate required": "wants a client certificate; XCHAT_CLIENT_CERT names one",
     "handshake failure": "refuses the secure connection: it wants a client certificate"
         " (XCHAT_CLIENT_CERT names one), or no cipher in common",
     "unrecognized name": "does not serve this host name",
