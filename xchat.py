@@ -937,7 +937,8 @@ def show(value: Any) -> str:
 
 SEEMS_JSON = r'[\s\[{]*[\[{]\s*(["\]}]|\Z)'  # begins as a list or mapping of JSON, not of YAML
 
-STRING = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*"?'  # in which no comma and no bracket counts
+# in which no comma and no bracket counts; the group is empty where the string has no end
+STRING = r'(?s)"[^"\\]*(?:\\.[^"\\]*)*("?)'
 
 # commas before a closing bracket: the API's guide prints a conversation with one, and with and
 # without a comma between two messages
@@ -1962,10 +1963,11 @@ def add_event(reply: Reply, data: bytes) -> str:
         return ""
     text = data.removeprefix(BOM).decode(errors="replace").strip()
     value = json_in(text)
-    if value is None and text[:1] == "{" and (reply.has_choice or text[-1:] != "}"):
-        if not reply.cut and reply.finish_reason.lower() not in NATURAL_ENDS:
+    if value is None and text[:1] == "{":
+        value = half_of_json(text)
+        is_cut = reply.has_choice or first_choice(value) or text[-1:] != "}"
+        if is_cut and not reply.cut and reply.finish_reason.lower() not in NATURAL_ENDS:
             reply.error = BadReply(f"the reply is cut short: broken JSON: {excerpt(data)}")
-        value = {"choices": [{"message": {"content": text_of_half(text)}}]}
     elif value is None and re.match(r"\W{,9}error\b", text, re.IGNORECASE):
         value = {"error": text}
     value = value[0] if isinstance(value, list) and value else value  # as Gemini has errors
@@ -1992,11 +1994,28 @@ def is_heartbeat(value: Any, text: str) -> bool:
     return re.fullmatch(r'"?[\w.:-]*"?', text) is not None  # null, "" or a word
 
 
-def text_of_half(text: str) -> str:
-    """Return the content that half a completion in JSON has."""
-    match = re.search(r'"content":\s*("[^"\\]*(?:\\.[^"\\]*)*)', text, re.DOTALL)
-    half = re.sub(r"\\u[0-9a-fA-F]{,3}\Z", "", match[1]) if match else '"'
-    return str(json_in(f'{half}"') or "")
+def half_of_json(text: str) -> JSON:
+    """Return what a mapping in JSON holds that is cut; a text in it may be cut, too."""
+    closing = ""
+    ends: list[tuple[int, str]] = []  # where it may be cut, and what closes it; the best one last
+    for token in re.finditer(STRING + r"|[\[\]{},]", text):
+        if token[0] in ("[", "{"):
+            closing = ("]" if token[0] == "[" else "}") + closing
+            ends = [*ends[-1:], (token.end(), closing)]
+        elif token[0] in ("]", "}"):
+            closing = closing[1:]
+            ends = [*ends[-1:], (token.end(), closing)]
+        elif token[0] == ",":
+            ends = [*ends[-1:], (token.start(), closing)]
+        elif not token[1]:  # the last one: half an escape is left out
+            whole = re.match(r'"[^"\\]*(?:\\(?:u[0-9a-fA-F]{4}|[^u])[^"\\]*)*', token[0])
+            ends.append((token.start() + whole.end() if whole else 0, f'"{closing}'))
+        if len(closing) > NESTING_LIMIT:
+            return {}
+    for end, rest in [(len(text), closing), *reversed(ends)]:
+        if isinstance(value := json_in(text[:end] + rest), dict):
+            return value
+    return {}
 
 
 def first_choice(value: JSON) -> JSON:
@@ -2379,9 +2398,11 @@ def page_words(text: str, status: str = "") -> str:
     if set(re.findall(r"\w+", title.lower())) - set(known):
         return title
     text = re.sub(r"(?i)</?(?:a|b|i|em|strong|span|code|tt|font)\b[^<>]*>", "", text)
+    min_words = 1 if title else 3
     tags_and_texts = re.split(r"<([/?!]?\w*)(?!\w)[^<>]*>", text)[1:]
     for tag, words in zip(tags_and_texts[::2], tags_and_texts[1::2], strict=True):
-        if tag.lower() not in ("script", "style") and len(words.split()) > 3:
+        is_new = set(re.findall(r"\w+", words.lower())) - set(known)
+        if tag.lower() not in ("script", "style") and is_new and len(words.split()) > min_words:
             sentence = " ".join(html.unescape(words).split())
             return re.split(r"(?<=[.!?]) ", sentence)[0]
     return title or "a page of HTML"
@@ -3000,8 +3021,8 @@ def number_type(
 def not_an_option(_ctx: Any, _param: Any, value: Any) -> Any:
     """Refuse values that are options, as the value itself was forgotten."""
     for item in value if isinstance(value, tuple) else [value]:
-        if item in option_names().values():
-            raise click.BadParameter(f"needs a value, but the option {item} follows")
+        if item in ("--", *option_names().values()):
+            raise click.BadParameter(f"needs a value, but {item} follows")
     return value
 
 
@@ -3074,7 +3095,9 @@ def write_about(ctx: click.Context, option: click.Parameter, wanted: bool) -> No
         ctx.exit()
 
 
-file_option = functools.partial(click.option, metavar="FILE", type=click.Path(), callback=not_empty)
+file_option = functools.partial(
+    click.option, metavar="FILE", type=click.Path(readable=False), callback=not_empty
+)
 about = functools.partial(
     click.option, is_flag=True, is_eager=True, expose_value=False, callback=write_about
 )

@@ -148,5 +148,5 @@ def test_the_version_is_told(run: Run) -> None:
     "args", [["-s", "-m", "grok"], ["-m", "-s"], ["-o", "--json"], ["-S", "-n"]]
 )
 def test_an_option_in_place_of_a_value(run: Run, args: list[str]) -> None:
-    message = f"{args[0]}: needs a value, but the option {args[1]} follows"
+    message = f"{args[0]}: needs a value, but {args[1]} follows"
     assert run("--dry-run", *args, "Hi") == Result(b"", f"xchat: {message}\n", 2)

@@ -270,7 +270,7 @@ def test_what_is_no_text_is_told_in_words(body: Any, why: str) -> None:
     assert judged(encoded(body)) == ("", why, 1)
 
 
-HALF = json.dumps(completion("Grüße \n 🌍"))
+HALF = json.dumps(completion("Grüße, {[\n 🌍"))
 
 
 @cases(
@@ -280,16 +280,55 @@ HALF = json.dumps(completion("Grüße \n 🌍"))
         "at the text": (HALF.index('"content": "') + 12, ""),
         "in an escape": (HALF.index("\\u00fc") + 4, "Gr"),
         "behind an escape": (HALF.index("\\u00fc") + 6, "Grü"),
-        "in a pair of escapes": (HALF.index("\\ud83c") + 6, "Grüße \n \ufffd"),
-        "at a backslash": (HALF.index("\\n") + 1, "Grüße "),
-        "behind the text": (HALF.index('", "reasoning'), "Grüße \n 🌍"),
-        "before the last byte": (-1, "Grüße \n 🌍"),
+        "in a pair of escapes": (HALF.index("\\ud83c") + 6, "Grüße, {[\n \ufffd"),
+        "at a backslash": (HALF.index("\\n") + 1, "Grüße, {["),
+        "behind the text": (HALF.index('", "reasoning'), "Grüße, {[\n 🌍"),
+        "in the next key": (HALF.index("reasoning") + 4, "Grüße, {[\n 🌍"),
+        "behind the next key": (HALF.index("_content") + 9, "Grüße, {[\n 🌍"),
+        "behind the message": (HALF.index('"finish_reason') - 2, "Grüße, {[\n 🌍"),
+        "in a number": (HALF.index("4121500") + 3, "Grüße, {[\n 🌍"),
+        "before the last byte": (-1, "Grüße, {[\n 🌍"),
     },
 )
 def test_what_came_of_a_completion_that_is_cut_is_written(cut: int, text: str) -> None:
     out, words, status = judged(HALF[:cut].encode())
     assert (out, status) == (text, 1)
     assert words.startswith("the reply is cut short: broken JSON: ")
+
+
+def test_a_completion_that_is_cut_anywhere_is_a_beginning_of_it() -> None:
+    text = 'Grüße, {[\n 🌍\\"'
+    for body in (json.dumps(completion(text)), json.dumps(completion(text), ensure_ascii=False)):
+        seen = [judged(body.encode()[:cut]) for cut in range(len(body.encode()))]
+        assert all(status == 1 for _out, _words, status in seen)
+        outs = [out.rstrip("\ufffd") for out, _words, _status in seen]
+        assert all(text.startswith(out) for out in outs)
+        assert outs == sorted(outs, key=len)
+        assert outs[-1] == text
+
+
+@cases(
+    "cut",
+    {
+        "reasoning before it": '{"reasoning": {"content": "no"}, "content": "Hel',
+        "annotations before it": '{"annotations": [{"content": "no"}], "content": "Hel',
+        "parts": '{"content": [{"type": "text", "text": "He"}, {"type": "text", "text": "l',
+    },
+)
+def test_the_content_of_half_a_message_is_the_messages_own(cut: str) -> None:
+    assert judged(f'{{"choices": [{{"index": 0, "message": {cut}'.encode())[::2] == ("Hel", 1)
+
+
+def test_half_an_error_is_told_in_its_words() -> None:
+    out, words, status = judged(b'{"error": {"message": "boom", "code": 400}')
+    assert (out, words, status) == ("", "error in the reply: boom", 4)
+
+
+@pytest.mark.parametrize("odd", ["[", "{", ",", '"', "\\", '{"a":'], ids=repr)
+def test_a_mebibyte_of_odd_json_takes_bounded_time(odd: str) -> None:
+    start = time.process_time()
+    assert judged(b'{"choices": ' + odd.encode() * (1 << 20))[2] == 1
+    assert time.process_time() - start < 5
 
 
 def test_a_completion_whose_connection_breaks_is_written(api: Api, run: Run, file: File) -> None:
