@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import ssl
@@ -25,7 +26,7 @@ class Greeter(Listener):
         super().__init__()
 
     def serve(self, connection: socket.socket) -> None:
-        with connection:
+        with connection, contextlib.suppress(OSError):  # the client may have gone
             self.heard.append(connection.recv(65536))
             perform(self.steps, connection)
             connection.shutdown(socket.SHUT_WR)
