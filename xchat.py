@@ -249,9 +249,9 @@ class Server(NamedTuple):
         return self.url.startswith("https:")
 
     @property
-    def is_forwarded(self) -> bool:
-        """The proxy reads the request and passes it on."""
-        return not (self.is_secure or self.proxy is None or self.proxy.is_socks)
+    def forwarder(self) -> Proxy | None:
+        """The proxy that reads the request and passes it on, if there is one."""
+        return None if self.is_secure or (self.proxy and self.proxy.is_socks) else self.proxy
 
 
 def read_server() -> Server:
@@ -1325,7 +1325,8 @@ def ask(
     posted again, at most retries times, where it cannot have produced a reply.
     """
     data = encode_body(body)
-    headers = request_headers(server, is_stream=bool(body.get("stream")), length=len(data))
+    is_stream = bool(body.get("stream"))
+    headers = request_headers(server, is_stream=is_stream, length=len(data))
     status = StatusLine(reply, f"waiting for {body['model']}")
     deadline.tick = status.draw
     for attempt in range(retries + 1):
@@ -1337,7 +1338,7 @@ def ask(
             reply.request_id = response.headers.get("x-request-id")
             if not 200 <= response.status < 300:
                 said = read_error(response, answer, reply, deadline)
-                raise refusal(response, said, server, is_stream=bool(body.get("stream")))
+                raise refusal(response, said, server, is_stream=is_stream)
             for text in read_reply(read_blocks(answer, reply, deadline), reply):
                 status.end()
                 yield text
@@ -1366,8 +1367,8 @@ def request_headers(server: Server, *, is_stream: bool, length: int) -> dict[str
     }
     if server.key:
         headers["Authorization"] = f"Bearer {server.key}"
-    if server.proxy and server.is_forwarded:
-        headers |= server.proxy.headers
+    if server.forwarder:
+        headers |= server.forwarder.headers
     given = {name.lower() for name in server.headers}
     ours = {name: value for name, value in headers.items() if name.lower() not in given}
     return ours | server.headers
@@ -1410,7 +1411,7 @@ def exchange(
     import ssl
     from urllib.parse import urlsplit
 
-    target = server.url if server.is_forwarded else urlsplit(server.url).path
+    target = server.url if server.forwarder else urlsplit(server.url).path
     log.debug(f"> POST {target} HTTP/1.1")
     for name, value in headers.items():
         is_secret = "authorization" in name.lower()
@@ -1423,8 +1424,8 @@ def exchange(
         response = connection.getresponse()
     except wire_errors() as error:
         message = explain(error)
-        if server.proxy and server.is_forwarded:
-            message = f"the proxy {server.proxy.host} failed: {message}"
+        if server.forwarder:
+            message = f"the proxy {server.forwarder.host} failed: {message}"
         raise NoAnswer(message) from None
     log.debug("* the response begins")
     log.debug(f"< HTTP/{response.version / 10} {response.status} {response.reason}")
@@ -1451,10 +1452,6 @@ def blocks_of(response: HTTPResponse) -> Iterator[bytes]:
         yield block
     if encoding != "identity" and response.tell() and not size:
         raise BadReply("the reply is cut short: its compressed data is not complete")
-
-
-# seconds of silence before the first probe, under either of its names, and between probes
-TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 30}
 
 
 def take_response(answer: Background, server: Server, deadline: Deadline) -> HTTPResponse:
@@ -1722,6 +1719,10 @@ def final_response(*args: Any, **kwargs: Any) -> http.client.HTTPResponse:
     return response
 
 
+# seconds of silence before the first probe, under either of its names, and between probes
+TCP_OPTIONS = {"TCP_NODELAY": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 30}
+
+
 def socket_options() -> list[tuple[int, int, int]]:
     """Return TCP's options: no delay, and keep-alive, as middleboxes forget silent connections."""
     import socket
@@ -1800,7 +1801,7 @@ class Reply:
 #
 #   what came                                               what is said
 #   an error or broken JSON, not after a natural end        that
-#   something that broke off, but a stream after its end    that
+#   what broke off, unless it is a stream after its end     why
 #   no choice, but other data                               how it begins
 #   no finish reason, no [DONE], no end of a single body    cut short
 #   no finish reason, and data that is no heartbeat         cut short, and how that begins
@@ -1961,12 +1962,13 @@ def add_event(reply: Reply, data: bytes) -> str:
     if data == b"[DONE]":
         reply.is_done = True
         return ""
+    has_ended = reply.finish_reason.lower() in NATURAL_ENDS
     text = data.removeprefix(BOM).decode(errors="replace").strip()
     value = json_in(text)
     if value is None and text[:1] == "{":
         value = half_of_json(text)
         is_cut = reply.has_choice or first_choice(value) or text[-1:] != "}"
-        if is_cut and not reply.cut and reply.finish_reason.lower() not in NATURAL_ENDS:
+        if is_cut and not (reply.cut or has_ended):
             reply.error = BadReply(f"the reply is cut short: broken JSON: {excerpt(data)}")
     elif value is None and re.match(r"\W{,9}error\b", text, re.IGNORECASE):
         value = {"error": text}
@@ -1976,7 +1978,7 @@ def add_event(reply: Reply, data: bytes) -> str:
         reply.odd = reply.odd or data
     value = value if isinstance(value, dict) else {}
     inner = choice.get("error") or mapping_in(choice, "delta").get("error")
-    if (inner or is_error(value)) and reply.finish_reason.lower() not in NATURAL_ENDS:
+    if (inner or is_error(value)) and not has_ended:
         reply.error = error_in_reply({"error": inner, **value}, text)
     reply.model = value.get("model") or reply.model
     reply.usage = mapping_in(value, "usage") or reply.usage
@@ -2041,11 +2043,9 @@ def add_choice(reply: Reply, choice: JSON) -> str:
     text = text_in(delta.get("content"))
     if text:
         reply.has_deltas = True
-    else:
-        text = text_in(message.get("content"))
-        if reply.has_deltas:  # it has come by deltas
-            so_far = "".join(reply.pieces)
-            text = text[len(so_far) :] if text.startswith(so_far) else ""
+    elif (text := text_in(message.get("content"))) and reply.has_deltas:  # which have brought it
+        so_far = "".join(reply.pieces)
+        text = text[len(so_far) :] if text.startswith(so_far) else ""
     if text:
         reply.pieces.append(text)
     return text
@@ -3219,11 +3219,12 @@ def xchat(
     failure = receive(texts, is_live=is_live)
 
     # deliver
-    turn.append({"role": "assistant", "content": reply.text})
     failure = deliver(
         reply, failure, output=output, target=target,
-        added=appended(conversation, turn, name=files[0], systems=first, deadline=deadline)
-        if append else contextlib.nullcontext(),
+        added=appended(
+            conversation, [*turn, {"role": "assistant", "content": reply.text}],
+            name=files[0], systems=first, deadline=deadline,
+        ) if append else contextlib.nullcontext(),
         is_live=is_live, extract=extract, has_schema=schema is not None,
     )  # fmt: skip
     if usage:
